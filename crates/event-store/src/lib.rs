@@ -1,1 +1,218 @@
-//! Under construction.
+//! The event store of a service: the append-only history of its entities.
+//!
+//! [`append`] writes the history and the outbox together, so that what is remembered and what is published cannot
+//! differ. [`load`] reads an entity's history back.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::{ExpressionMethods, Insertable, QueryDsl, Queryable, Selectable, SelectableHelper};
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel_migrations::{EmbeddedMigrations, embed_migrations};
+use uuid::Uuid;
+
+/// Creates the table of events. [`outbox::MIGRATIONS`] are needed too.
+pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations/event-store");
+
+/// The table, for services that check their history as a whole.
+pub mod schema {
+    diesel::table! {
+        events (entity_type, entity_id, version) {
+            entity_type -> Text,
+            entity_id -> Text,
+            version -> BigInt,
+            event_id -> Uuid,
+            event_type -> Text,
+            schema_version -> Integer,
+            payload -> Binary,
+            occurred_at -> Timestamptz,
+            correlation_id -> Uuid,
+            causation_id -> Nullable<Uuid>,
+            traceparent -> Nullable<Text>,
+        }
+    }
+}
+
+use schema::events;
+
+/// The entity that events belong to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entity {
+    pub entity_type: &'static str,
+    pub entity_id: String,
+    /// The topic of its events, where it is not `events.<entity type>`.
+    pub topic: Option<&'static str>,
+}
+
+/// An event that has just been decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEvent {
+    pub event_type: &'static str,
+    /// Major version of the payload's schema, from 1.
+    pub schema_version: i32,
+    /// Full name of the payload's message.
+    pub data_schema: Option<&'static str>,
+    /// Protobuf.
+    pub payload: Vec<u8>,
+    pub occurred_at: DateTime<Utc>,
+}
+
+/// Why events happened, the same for all events of one command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cause {
+    /// Who emits them: `/order-svc`.
+    pub source: &'static str,
+    /// Joins everything that happens for one business process.
+    pub correlation_id: Uuid,
+    /// The event or request that caused them.
+    pub causation_id: Option<Uuid>,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
+    pub tracestate: Option<String>,
+}
+
+/// An event of the history.
+#[derive(Debug, Clone, PartialEq, Eq, Queryable, Selectable)]
+#[diesel(table_name = events)]
+#[diesel(check_for_backend(diesel::pg::Pg))]
+pub struct StoredEvent {
+    pub event_id: Uuid,
+    pub version: i64,
+    pub event_type: String,
+    pub schema_version: i32,
+    pub payload: Vec<u8>,
+    pub occurred_at: DateTime<Utc>,
+    pub correlation_id: Uuid,
+    pub causation_id: Option<Uuid>,
+    pub traceparent: Option<String>,
+}
+
+/// Why events were not appended. The caller's transaction must be rolled back.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    #[error("{entity_type} {entity_id} has moved on from version {expected_version}")]
+    Conflict {
+        entity_type: &'static str,
+        entity_id: String,
+        expected_version: i64,
+    },
+    #[error("the event store could not be written")]
+    Database(#[source] DieselError),
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = events)]
+#[diesel(check_for_backend(diesel::pg::Pg))]
+struct EventRow<'a> {
+    entity_type: &'a str,
+    entity_id: &'a str,
+    version: i64,
+    event_id: Uuid,
+    event_type: &'a str,
+    schema_version: i32,
+    payload: &'a [u8],
+    occurred_at: DateTime<Utc>,
+    correlation_id: Uuid,
+    causation_id: Option<Uuid>,
+    traceparent: Option<&'a str>,
+}
+
+/// Appends events to the history of an entity at `expected_version` (0: it has none yet), and to the outbox, within the
+/// caller's transaction. Returns the ids of the events. The caller has locked the entity or written its row first.
+///
+/// # Errors
+/// [`AppendError::Conflict`] when the entity already has a later version.
+pub async fn append(
+    conn: &mut AsyncPgConnection,
+    entity: &Entity,
+    expected_version: i64,
+    new_events: &[NewEvent],
+    cause: &Cause,
+) -> Result<Vec<Uuid>, AppendError> {
+    let ids: Vec<Uuid> = new_events.iter().map(|_| Uuid::now_v7()).collect();
+    let rows: Vec<EventRow<'_>> = (expected_version + 1..)
+        .zip(new_events)
+        .zip(&ids)
+        .map(|((version, event), event_id)| EventRow {
+            entity_type: entity.entity_type,
+            entity_id: &entity.entity_id,
+            version,
+            event_id: *event_id,
+            event_type: event.event_type,
+            schema_version: event.schema_version,
+            payload: &event.payload,
+            occurred_at: event.occurred_at,
+            correlation_id: cause.correlation_id,
+            causation_id: cause.causation_id,
+            traceparent: cause.traceparent.as_deref(),
+        })
+        .collect();
+    let inserted = match rows.as_slice() {
+        [] => return Ok(ids),
+        // Unlike an insert of several rows, this statement is prepared once per connection.
+        [row] => diesel::insert_into(events::table).values(row).execute(conn).await,
+        rows => {
+            diesel::insert_into(events::table)
+                .values(rows)
+                .execute(conn)
+                .await
+        }
+    };
+    inserted.map_err(|error| match error {
+        DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _) => AppendError::Conflict {
+            entity_type: entity.entity_type,
+            entity_id: entity.entity_id.clone(),
+            expected_version,
+        },
+        error => AppendError::Database(error),
+    })?;
+
+    let messages: Vec<outbox::Message> = rows
+        .iter()
+        .zip(new_events)
+        .map(|(row, event)| outbox::Message {
+            event_id: row.event_id,
+            aggregate_type: row.entity_type.to_owned(),
+            aggregate_id: row.entity_id.to_owned(),
+            aggregate_version: row.version,
+            event_type: row.event_type.to_owned(),
+            schema_version: row.schema_version,
+            topic: entity.topic.map(str::to_owned),
+            source: cause.source.to_owned(),
+            content_type: "application/protobuf".to_owned(),
+            data_schema: event.data_schema.map(str::to_owned),
+            correlation_id: Some(row.correlation_id),
+            causation_id: row.causation_id,
+            traceparent: cause.traceparent.clone(),
+            tracestate: cause.tracestate.clone(),
+            metadata: serde_json::Value::Object(serde_json::Map::new()),
+            occurred_at: row.occurred_at,
+            payload: Some(event.payload.clone()),
+        })
+        .collect();
+    outbox::append(conn, &messages)
+        .await
+        .map_err(AppendError::Database)?;
+    Ok(ids)
+}
+
+/// The events of an entity after `after_version`, oldest first, at most `limit`.
+///
+/// # Errors
+/// Whatever PostgreSQL says.
+pub async fn load(
+    conn: &mut AsyncPgConnection,
+    entity_type: &str,
+    entity_id: &str,
+    after_version: i64,
+    limit: i64,
+) -> diesel::QueryResult<Vec<StoredEvent>> {
+    events::table
+        .filter(events::entity_type.eq(entity_type))
+        .filter(events::entity_id.eq(entity_id))
+        .filter(events::version.gt(after_version))
+        .order(events::version)
+        .limit(limit)
+        .select(StoredEvent::as_select())
+        .load(conn)
+        .await
+}
