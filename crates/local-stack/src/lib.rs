@@ -1,1 +1,23 @@
-//! Under construction.
+//! Starts real parts on loopback, each under a folder of the caller's choice: PostgreSQL, Kafka and the workspace's own
+//! processes. Used by `./dev`, by tests and by benchmarks.
+//!
+//! Whatever is started here dies with the process that started it, however that ends (see [`child`]). Nothing needs a
+//! container engine; [`install`] knows what the machine has to have.
+//!
+//! Linux only: it leans on `setpriv` from util-linux.
+
+pub mod child;
+pub mod install;
+pub mod kafka;
+pub mod paths;
+mod ports;
+pub mod postgres;
+pub mod process;
+pub mod testing;
+pub mod wait;
+
+pub use child::Child;
+pub use kafka::Kafka;
+pub use ports::free_ports;
+pub use postgres::Postgres;
+pub use process::Process;

@@ -1,0 +1,400 @@
+//! A Kafka broker of one's own: a single KRaft node, run from the jars that Maven fetches.
+
+use std::ffi::OsString;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::child::{self, Child, Launch};
+use crate::{paths, ports, wait};
+
+/// The version of Kafka that is run.
+pub const VERSION: &str = "4.1.0";
+
+const START_LIMIT: Duration = Duration::from_secs(90);
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// How to make a broker.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    folder: PathBuf,
+    ports: Option<(u16, u16)>,
+    settings: Vec<(String, String)>,
+}
+
+impl Builder {
+    /// The ports for clients and for the controller; by default free ones.
+    pub fn ports(mut self, clients: u16, controller: u16) -> Self {
+        self.ports = Some((clients, controller));
+        self
+    }
+
+    /// Any setting of server.properties.
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Makes the broker's folder, unless it is there already, and starts it. The jars must be there: [`fetch_jars`].
+    pub async fn start(self) -> Result<Kafka> {
+        let jars = jars_dir()?;
+        if !jars.is_dir() {
+            bail!(
+                "the jars of Kafka are not there; ./dev doctor says how to get them, ./dev stack up gets them"
+            );
+        }
+        let java = find_java().context("no Java 17 or newer (apt-get install default-jre-headless)")?;
+        std::fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot make {}", self.folder.display()))?;
+        let mut last_error = None;
+        for _ in 0..3 {
+            let (port, controller_port) = match self.ports {
+                Some(ports) => ports,
+                None => {
+                    let free = ports::free_ports(2)?;
+                    (free[0], free[1])
+                }
+            };
+            let mut broker = Kafka {
+                java: java.clone(),
+                classpath: classpath(&jars),
+                folder: self.folder.canonicalize()?,
+                log: self.folder.join("kafka.log"),
+                port,
+                child: None,
+            };
+            broker.write_settings(controller_port, &self.settings)?;
+            broker.format()?;
+            let offset = child::length(&broker.log);
+            match broker.start().await {
+                Ok(()) => return Ok(broker),
+                Err(error)
+                    if child::written_since(&broker.log, offset).contains("Address already in use") =>
+                {
+                    if self.ports.is_some() {
+                        return Err(error.context(format!("port {port} or {controller_port} is taken")));
+                    }
+                    last_error = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last_error.unwrap_or_else(|| anyhow::anyhow!("Kafka did not start")))
+    }
+}
+
+/// A running broker on loopback. Dropping it kills it; its data stays.
+#[derive(Debug)]
+pub struct Kafka {
+    java: PathBuf,
+    classpath: OsString,
+    folder: PathBuf,
+    log: PathBuf,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Kafka {
+    /// A broker whose data and log are in `folder`.
+    pub fn builder(folder: impl Into<PathBuf>) -> Builder {
+        Builder {
+            folder: folder.into(),
+            ports: None,
+            settings: Vec::new(),
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `host:port`, for `bootstrap.servers`.
+    pub fn brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Starts the broker again after [`stop`](Self::stop) or [`kill`](Self::kill): same ports, same data.
+    pub async fn start(&mut self) -> Result<()> {
+        if let Some(running) = &mut self.child
+            && running.is_running()
+        {
+            return Ok(());
+        }
+        let mut child = Launch::new("Kafka", &self.java, &self.log)
+            .args(jvm_options(&self.folder))
+            .args([
+                OsString::from("-cp"),
+                self.classpath.clone(),
+                "kafka.Kafka".into(),
+            ])
+            .args([self.properties()])
+            .folder(&self.folder)
+            .spawn()?;
+        let port = self.port;
+        let waited = wait::until("Kafka answers", START_LIMIT, || {
+            let running = child.check_running();
+            async move {
+                running?;
+                Ok(is_ready(port).await.then_some(()))
+            }
+        })
+        .await;
+        self.child = Some(child);
+        waited.with_context(|| format!("Kafka did not start; its log: {}", self.log.display()))
+    }
+
+    /// An orderly shutdown.
+    pub async fn stop(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.stop(Signal::SIGTERM, STOP_LIMIT).await?;
+        }
+        Ok(())
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+        }
+        Ok(())
+    }
+
+    /// Freezes the broker: its connections stay open and nothing answers.
+    pub fn pause(&mut self) -> Result<()> {
+        self.child
+            .as_mut()
+            .context("Kafka is not running")?
+            .signal(Signal::SIGSTOP)
+    }
+
+    /// Undoes [`pause`](Self::pause).
+    pub fn resume(&mut self) -> Result<()> {
+        self.child
+            .as_mut()
+            .context("Kafka is not running")?
+            .signal(Signal::SIGCONT)
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(Child::is_running)
+    }
+
+    fn properties(&self) -> PathBuf {
+        self.folder.join("server.properties")
+    }
+
+    fn write_settings(&self, controller_port: u16, own: &[(String, String)]) -> Result<()> {
+        let port = self.port;
+        let data = self.folder.join("data");
+        let mut text = format!(
+            "# Written at every start.\n\
+             process.roles=broker,controller\n\
+             node.id=1\n\
+             controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+             controller.listener.names=CONTROLLER\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+             log.dirs={}\n",
+            data.display()
+        );
+        let fixed = [
+            ("auto.create.topics.enable", "false"),
+            ("default.replication.factor", "1"),
+            ("offsets.topic.replication.factor", "1"),
+            ("offsets.topic.num.partitions", "4"),
+            ("transaction.state.log.replication.factor", "1"),
+            ("transaction.state.log.min.isr", "1"),
+            ("share.coordinator.state.topic.replication.factor", "1"),
+            ("share.coordinator.state.topic.min.isr", "1"),
+            ("group.initial.rebalance.delay.ms", "0"),
+            // Tests want to see members that died missed soon.
+            ("group.min.session.timeout.ms", "1000"),
+            ("message.max.bytes", "1048588"),
+            // A broker that comes back after a kill waits for its former self to time out.
+            ("broker.heartbeat.interval.ms", "500"),
+            ("broker.session.timeout.ms", "3000"),
+        ];
+        let own = own.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in fixed.into_iter().chain(own) {
+            text.push_str(&format!("{name}={value}\n"));
+        }
+        std::fs::write(self.properties(), text)?;
+        std::fs::write(
+            self.folder.join("log4j2.properties"),
+            "rootLogger.level=INFO\n\
+             rootLogger.appenderRef.stdout.ref=STDOUT\n\
+             appender.stdout.type=Console\n\
+             appender.stdout.name=STDOUT\n\
+             appender.stdout.layout.type=PatternLayout\n\
+             appender.stdout.layout.pattern=[%d] %p %m (%c)%n\n",
+        )?;
+        Ok(())
+    }
+
+    /// What `kafka-storage.sh format` does.
+    fn format(&self) -> Result<()> {
+        if self.folder.join("data/meta.properties").exists() {
+            return Ok(());
+        }
+        let output = Command::new(&self.java)
+            .args(jvm_options(&self.folder))
+            .arg("-XX:TieredStopAtLevel=1")
+            .arg("-cp")
+            .arg(&self.classpath)
+            .args([
+                "kafka.tools.StorageTool",
+                "format",
+                "--cluster-id",
+                "bG9jYWwtc3RhY2stMDAwMQ",
+                "--config",
+            ])
+            .arg(self.properties())
+            .output()
+            .context("Java did not start")?;
+        if !output.status.success() {
+            bail!(
+                "formatting Kafka's folder failed ({}):\n{}{}",
+                output.status,
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(())
+    }
+}
+
+fn jvm_options(folder: &Path) -> Vec<OsString> {
+    let log_config = format!(
+        "-Dlog4j2.configurationFile={}",
+        folder.join("log4j2.properties").display()
+    );
+    [
+        "-Xms128m",
+        "-Xmx512m",
+        "-XX:+UseSerialGC",
+        "-Xshare:auto",
+        "-Djava.awt.headless=true",
+        &log_config,
+    ]
+    .map(OsString::from)
+    .into()
+}
+
+/// The class path of Kafka and its tools.
+pub fn classpath(jars: &Path) -> OsString {
+    let mut path = jars.as_os_str().to_owned();
+    path.push("/*");
+    path
+}
+
+/// Where the jars are kept once they were fetched.
+pub fn jars_dir() -> Result<PathBuf> {
+    Ok(paths::target_dir()?.join(format!("tools/kafka-{VERSION}/libs")))
+}
+
+/// Java 17 or newer.
+pub fn find_java() -> Option<PathBuf> {
+    let home = std::env::var_os("JAVA_HOME").map(|home| Path::new(&home).join("bin/java"));
+    home.into_iter()
+        .chain(paths::on_path("java"))
+        .find(|java| java_version(java).is_some_and(|major| major >= 17))
+}
+
+fn java_version(java: &Path) -> Option<u32> {
+    // Prints, for example: openjdk version "17.0.15" 2025-04-15
+    let output = Command::new(java).arg("-version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    text.split('"').nth(1)?.split(['.', '-']).next()?.parse().ok()
+}
+
+/// Fetches Kafka's jars with Maven, once per target directory.
+pub fn fetch_jars() -> Result<()> {
+    let jars = jars_dir()?;
+    let folder = jars
+        .parent()
+        .context("the jars have no parent folder")?
+        .to_owned();
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    // Several processes may want them at once.
+    let lock = std::fs::File::create(folder.join("lock"))?;
+    lock.lock().context("cannot lock the folder of Kafka's jars")?;
+    if jars.is_dir() {
+        return Ok(());
+    }
+    let maven = paths::on_path("mvn").context("Maven is not installed (apt-get install maven)")?;
+    let pom = folder.join("pom.xml");
+    std::fs::write(&pom, pom_text())?;
+    let incomplete = folder.join("libs.incomplete");
+    let output = Command::new(maven)
+        .args(["-B", "-q", "-ntp", "-f"])
+        .arg(&pom)
+        .args(["dependency:copy-dependencies", "-DincludeScope=runtime"])
+        .arg(format!("-DoutputDirectory={}", incomplete.display()))
+        .output()
+        .context("Maven did not start")?;
+    if !output.status.success() {
+        bail!(
+            "Maven could not fetch Kafka's jars (is Maven Central, or a mirror in ~/.m2/settings.xml, reachable?):\n{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
+    std::fs::rename(&incomplete, &jars)?;
+    Ok(())
+}
+
+fn pom_text() -> String {
+    // kafka_2.13 is the broker, kafka-tools has the console consumer and the like.
+    let dependency = |artifact: &str| {
+        format!(
+            "<dependency><groupId>org.apache.kafka</groupId><artifactId>{artifact}</artifactId>\
+             <version>{VERSION}</version></dependency>"
+        )
+    };
+    format!(
+        "<project xmlns=\"http://maven.apache.org/POM/4.0.0\">\n<modelVersion>4.0.0</modelVersion>\n\
+         <groupId>local</groupId><artifactId>kafka-jars</artifactId><version>1</version>\n\
+         <dependencies>\n{}\n{}\n</dependencies>\n</project>\n",
+        dependency("kafka_2.13"),
+        dependency("kafka-tools")
+    )
+}
+
+/// Whether the broker at this port of loopback serves requests: it answers a Metadata request and lists itself.
+pub async fn is_ready(port: u16) -> bool {
+    matches!(tokio::time::timeout(ANSWER_LIMIT, brokers_listed(port)).await, Ok(Ok(count)) if count > 0)
+}
+
+/// Speaks the protocol by hand (Metadata, version 4), so that this crate needs no Kafka client.
+async fn brokers_listed(port: u16) -> std::io::Result<i32> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+    let mut request = Vec::new();
+    request.extend(3i16.to_be_bytes()); // api key
+    request.extend(4i16.to_be_bytes()); // api version
+    request.extend(7i32.to_be_bytes()); // correlation id
+    request.extend((-1i16).to_be_bytes()); // no client id
+    request.extend(0i32.to_be_bytes()); // no topics
+    request.push(0); // do not create topics
+    stream.write_i32(request.len() as i32).await?;
+    stream.write_all(&request).await?;
+    let length = stream.read_i32().await?;
+    let mut answer = vec![0; usize::try_from(length.clamp(0, 1 << 20)).unwrap_or(0)];
+    stream.read_exact(&mut answer).await?;
+    // correlation id, throttle time, then the array of brokers
+    let count = answer
+        .get(8..12)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, i32::from_be_bytes);
+    Ok(count)
+}

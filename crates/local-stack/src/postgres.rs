@@ -1,0 +1,463 @@
+//! A PostgreSQL cluster of one's own.
+
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, User};
+use tokio_postgres::NoTls;
+
+use crate::child::{self, Child, Launch};
+use crate::{paths, ports, wait};
+
+/// The superuser of every cluster made here.
+pub const SUPERUSER: &str = "postgres";
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How to make a cluster.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    folder: PathBuf,
+    port: Option<u16>,
+    fsync: bool,
+    settings: Vec<(String, String)>,
+}
+
+impl Builder {
+    /// Listens on this port; by default on a free one.
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    /// Whether commits wait for the disk; on by default. A crash of the server alone loses nothing without it.
+    pub fn fsync(mut self, fsync: bool) -> Self {
+        self.fsync = fsync;
+        self
+    }
+
+    /// Any setting of postgresql.conf.
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Makes the cluster, unless the folder holds one already, and starts it.
+    pub async fn start(self) -> Result<Postgres> {
+        let binaries = find_binaries().context("PostgreSQL is not installed (apt-get install postgresql)")?;
+        let owner = owner()?;
+        let log = self.folder.join("postgres.log");
+        std::fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot make {}", self.folder.display()))?;
+        let data = data_folder(&self.folder, owner.as_ref())?;
+        if !data.join("PG_VERSION").exists() {
+            initdb(&binaries, &data, owner.as_ref(), self.fsync)?;
+        }
+        self.write_settings(&data)?;
+        let mut last_error = None;
+        for _ in 0..3 {
+            let port = match self.port {
+                Some(port) => port,
+                None => ports::free_ports(1)?[0],
+            };
+            let mut server = Postgres {
+                binaries: binaries.clone(),
+                data: data.clone(),
+                log: log.clone(),
+                user: owner.as_ref().map(|user| user.name.clone()),
+                port,
+                child: None,
+            };
+            let offset = child::length(&log);
+            match server.start().await {
+                Ok(()) => return Ok(server),
+                Err(error) if child::written_since(&log, offset).contains("Address already in use") => {
+                    if self.port.is_some() {
+                        return Err(error.context(format!("port {port} is taken")));
+                    }
+                    last_error = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last_error.unwrap_or_else(|| anyhow::anyhow!("PostgreSQL did not start")))
+    }
+
+    fn write_settings(&self, data: &Path) -> Result<()> {
+        let on = |flag: bool| if flag { "on" } else { "off" };
+        let mut text = String::from("# Written at every start.\n");
+        let fixed = [
+            ("listen_addresses", "127.0.0.1"),
+            ("unix_socket_directories", ""),
+            ("max_connections", "300"),
+            ("shared_buffers", "128MB"),
+            // Commit times are what latencies are measured from.
+            ("track_commit_timestamp", "on"),
+            // For logical decoding slots and for tests of prepared transactions.
+            ("wal_level", "logical"),
+            ("max_prepared_transactions", "16"),
+            ("max_wal_size", "2GB"),
+            ("log_checkpoints", "off"),
+            ("log_line_prefix", "%m [%p] %d "),
+            ("timezone", "UTC"),
+            ("fsync", on(self.fsync)),
+            ("full_page_writes", on(self.fsync)),
+        ];
+        let own = self
+            .settings
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in fixed.into_iter().chain(own) {
+            text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+        }
+        let path = data.join("local-stack.conf");
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        // Written as root, read as the owner of the cluster.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))?;
+        Ok(())
+    }
+}
+
+/// A running cluster on loopback, open to anybody on this machine. Dropping it stops it; its data stays.
+#[derive(Debug)]
+pub struct Postgres {
+    binaries: PathBuf,
+    data: PathBuf,
+    log: PathBuf,
+    user: Option<String>,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Postgres {
+    /// A cluster whose log, and if possible data, are in `folder`.
+    pub fn builder(folder: impl Into<PathBuf>) -> Builder {
+        Builder {
+            folder: folder.into(),
+            port: None,
+            fsync: true,
+            settings: Vec::new(),
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where the data is: below the folder, or in `/var/tmp` if the cluster's user cannot get there.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// The folder of `psql` and the other clients.
+    pub fn binaries(&self) -> &Path {
+        &self.binaries
+    }
+
+    /// The connection URL of `database`, as superuser.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://{SUPERUSER}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Starts the server again after [`stop`](Self::stop) or [`kill`](Self::kill): same port, same data.
+    pub async fn start(&mut self) -> Result<()> {
+        if let Some(running) = &mut self.child
+            && running.is_running()
+        {
+            return Ok(());
+        }
+        // After a kill, a backend that was busy may hold the shared memory for a moment.
+        let deadline = tokio::time::Instant::now() + START_LIMIT;
+        loop {
+            let offset = child::length(&self.log);
+            match self.try_start().await {
+                Err(_)
+                    if child::written_since(&self.log, offset)
+                        .contains("pre-existing shared memory block")
+                        && tokio::time::Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn try_start(&mut self) -> Result<()> {
+        let mut args: Vec<OsString> = vec!["-D".into(), self.data.clone().into()];
+        args.extend(["-p".into(), self.port.to_string().into()]);
+        let mut child = Launch::new("PostgreSQL", self.binaries.join("postgres"), &self.log)
+            .args(args)
+            .user(self.user.as_deref())
+            .folder(&self.data)
+            .spawn()?;
+        let url = self.url("postgres");
+        let waited = wait::until("PostgreSQL answers", START_LIMIT, || {
+            let running = child.check_running();
+            let url = &url;
+            async move {
+                running?;
+                Ok(connect(url).await.ok())
+            }
+        })
+        .await;
+        self.child = Some(child);
+        waited.with_context(|| format!("PostgreSQL did not start; its log: {}", self.log.display()))?;
+        Ok(())
+    }
+
+    /// Ends all sessions and stops the server.
+    pub async fn stop(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            // SIGINT is PostgreSQL's fast shutdown.
+            child.stop(Signal::SIGINT, STOP_LIMIT).await?;
+        }
+        Ok(())
+    }
+
+    /// `kill -9` of the server and all its backends, as if the machine had lost them.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            let backends = children_of(child.id());
+            child.kill()?;
+            for backend in backends {
+                // It may be gone already.
+                let _ = nix::sys::signal::kill(backend, Signal::SIGKILL);
+            }
+        }
+        Ok(())
+    }
+
+    /// Freezes the server process and its backends.
+    pub fn pause(&mut self) -> Result<()> {
+        self.signal_all(Signal::SIGSTOP)
+    }
+
+    /// Undoes [`pause`](Self::pause).
+    pub fn resume(&mut self) -> Result<()> {
+        self.signal_all(Signal::SIGCONT)
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(Child::is_running)
+    }
+
+    fn signal_all(&mut self, signal: Signal) -> Result<()> {
+        let child = self.child.as_mut().context("PostgreSQL is not running")?;
+        // The postmaster first: a stopped one starts no new backends.
+        child.signal(signal)?;
+        for backend in children_of(child.id()) {
+            let _ = nix::sys::signal::kill(backend, signal);
+        }
+        Ok(())
+    }
+
+    /// Makes `database` unless it exists.
+    pub async fn create_database(&self, database: &str) -> Result<()> {
+        let client = connect(&self.url("postgres")).await?;
+        let exists = client
+            .query_opt("SELECT FROM pg_database WHERE datname = $1", &[&database])
+            .await?
+            .is_some();
+        if !exists {
+            client
+                .batch_execute(&format!("CREATE DATABASE {}", quote(database)))
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // SIGQUIT: at once, and without orphaned backends that would still write below a folder being removed.
+            let _ = child.signal(Signal::SIGQUIT);
+            for _ in 0..500 {
+                if !child.is_running() {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+/// A connection whose background task runs until it is dropped.
+pub async fn connect(url: &str) -> Result<tokio_postgres::Client> {
+    let attempt = async {
+        let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+        // It ends when the client is dropped, and its errors reach whoever uses the client.
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        // A server that is starting accepts connections before it answers.
+        client.simple_query("SELECT 1").await?;
+        anyhow::Ok(client)
+    };
+    tokio::time::timeout(CONNECT_LIMIT, attempt)
+        .await
+        .with_context(|| format!("{url} has not answered within {CONNECT_LIMIT:?}"))?
+        .with_context(|| format!("cannot connect to {url}"))
+}
+
+/// An identifier, quoted for SQL.
+pub fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+/// The folder of the newest server installed.
+pub fn find_binaries() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let newest = versions
+        .filter(|entry| {
+            entry.path().join("bin/initdb").is_file() && entry.path().join("bin/postgres").is_file()
+        })
+        .max_by_key(|entry| entry.file_name().to_string_lossy().parse::<u32>().unwrap_or(0))
+        .map(|entry| entry.path().join("bin"));
+    newest.or_else(|| {
+        let folder = paths::on_path("initdb")?.parent()?.to_owned();
+        folder.join("postgres").is_file().then_some(folder)
+    })
+}
+
+/// Root must not run PostgreSQL; it is done as this user then.
+fn owner() -> Result<Option<User>> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    let user = User::from_name("postgres")?.context(
+        "PostgreSQL does not run as root, and there is no user postgres (adduser --system postgres)",
+    )?;
+    Ok(Some(user))
+}
+
+/// Where the cluster goes: below `folder` if its user can get there, otherwise below /var/tmp, at a place that is
+/// always the same for the same folder.
+fn data_folder(folder: &Path, owner: Option<&User>) -> Result<PathBuf> {
+    let Some(owner) = owner else {
+        return Ok(folder.join("data"));
+    };
+    let folder = folder.canonicalize()?;
+    let parent = if reachable(&folder, owner) {
+        folder
+    } else {
+        let key = folder.to_string_lossy().replace('/', "-");
+        let fallback = PathBuf::from(format!("/var/tmp/local-stack{key}"));
+        std::fs::create_dir_all(&fallback).with_context(|| format!("cannot make {}", fallback.display()))?;
+        // Says where the data is to whoever looks for it, and to those who clean up.
+        std::fs::write(
+            folder.join("data-is-in"),
+            fallback.join("data").to_string_lossy().as_bytes(),
+        )?;
+        fallback
+    };
+    let data = parent.join("data");
+    std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700))?;
+    std::os::unix::fs::chown(&data, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))
+        .with_context(|| format!("cannot give {} to user {}", data.display(), owner.name))?;
+    Ok(data)
+}
+
+fn reachable(folder: &Path, owner: &User) -> bool {
+    as_owner(Path::new("test"), Some(owner))
+        .arg("-x")
+        .arg(folder)
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Removes a cluster's folder, wherever its data is.
+pub fn remove(folder: &Path) -> Result<()> {
+    if let Ok(elsewhere) = std::fs::read_to_string(folder.join("data-is-in"))
+        && let Some(parent) = Path::new(&elsewhere).parent()
+        && parent.to_string_lossy().starts_with("/var/tmp/local-stack")
+    {
+        remove_if_there(parent)?;
+    }
+    remove_if_there(folder)
+}
+
+fn remove_if_there(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn as_owner(program: &Path, owner: Option<&User>) -> Command {
+    match owner {
+        None => Command::new(program),
+        Some(user) => {
+            let mut command = Command::new(paths::on_path("setpriv").unwrap_or_else(|| "setpriv".into()));
+            command
+                .args([
+                    "--reuid",
+                    &user.name,
+                    "--regid",
+                    &user.name,
+                    "--init-groups",
+                    "--",
+                ])
+                .arg(program);
+            command
+        }
+    }
+}
+
+fn initdb(binaries: &Path, data: &Path, owner: Option<&User>, sync: bool) -> Result<()> {
+    let mut command = as_owner(&binaries.join("initdb"), owner);
+    command
+        .arg("-D")
+        .arg(data)
+        .args(["-U", SUPERUSER, "-E", "UTF8", "--locale=C.UTF-8", "--auth=trust"]);
+    if !sync {
+        command.arg("--no-sync");
+    }
+    command.current_dir("/");
+    let output = command.output().context("initdb did not start")?;
+    if !output.status.success() {
+        bail!(
+            "initdb failed ({}):\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let conf = data.join("postgresql.conf");
+    let mut text = std::fs::read_to_string(&conf)?;
+    text.push_str("\ninclude 'local-stack.conf'\n");
+    std::fs::write(&conf, text)?;
+    Ok(())
+}
+
+/// The processes whose parent is `pid`.
+fn children_of(pid: u32) -> Vec<Pid> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| {
+            let child: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            // pid (name) state ppid …; the name may hold anything, so count from its closing bracket.
+            let parent: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+            (parent == pid).then(|| Pid::from_raw(child))
+        })
+        .collect()
+}
