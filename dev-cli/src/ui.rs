@@ -1,0 +1,44 @@
+//! What a person sees while something takes long: a spinner at a terminal, plain lines otherwise. All on standard
+//! error; standard output is for results.
+
+use std::future::Future;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Shows that `what` is under way until `work` is done, then how long it took.
+pub(crate) async fn step<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let started = Instant::now();
+    let spinner = spinner(what);
+    let result = work.await;
+    spinner.finish_and_clear();
+    let seconds = started.elapsed().as_secs_f64();
+    match &result {
+        Ok(_) => eprintln!("  ok    {what} ({seconds:.1} s)"),
+        Err(_) => eprintln!("  FAIL  {what} ({seconds:.1} s)"),
+    }
+    result
+}
+
+/// As [`step`], for work that blocks its thread.
+pub(crate) async fn blocking_step<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    step(what, async { tokio::task::spawn_blocking(work).await? }).await
+}
+
+fn spinner(what: &str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        eprintln!("  ...   {what}");
+        return ProgressBar::hidden();
+    }
+    let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
+    if let Ok(style) = ProgressStyle::with_template("  {spinner}     {msg} ({elapsed})") {
+        spinner.set_style(style);
+    }
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    spinner
+}
