@@ -20,6 +20,9 @@ use nix::unistd::Pid;
 
 use crate::paths;
 
+/// Goes on with the real program only if the parent still lives: it may have died before its death was to be signalled.
+const UNLESS_ORPHANED: &str = r#"[ "$PPID" = "$1" ] || exit 1; shift; exec "$@""#;
+
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct Launch {
@@ -76,7 +79,15 @@ impl Launch {
         if let Some(user) = self.user.as_deref().filter(|_| nix::unistd::geteuid().is_root()) {
             command.args(["--reuid", user, "--regid", user, "--init-groups"]);
         }
-        command.arg("--").arg(&self.program).args(&self.args);
+        command.args([
+            "--",
+            "/bin/sh",
+            "-c",
+            UNLESS_ORPHANED,
+            "sh",
+            &std::process::id().to_string(),
+        ]);
+        command.arg(&self.program).args(&self.args);
         if let Some(prefix) = &self.without_env_prefix {
             for (key, _) in std::env::vars_os() {
                 if key.to_string_lossy().starts_with(prefix.as_str()) {
