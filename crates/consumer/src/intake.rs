@@ -1,0 +1,643 @@
+//! What was read and is not yet done: which worker gets it next, and when reading a partition has to pause.
+//!
+//! Pure state, driven by the [runtime](crate::runtime): no Kafka, no database, no clock of its own.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::record::{Record, RecordError};
+use crate::tracker::OffsetTracker;
+
+/// A partition of one of the consumer's topics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PartitionId {
+    /// Position of the topic in the configuration.
+    pub(crate) topic: usize,
+    pub(crate) partition: i32,
+}
+
+/// One assignment of a partition to this process. Workers hold it with each record, so that they learn when it has ended; the
+/// next assignment of the same partition has another one, and takes no notice of what the former's records do.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) id: PartitionId,
+    generation: u64,
+    state: AtomicU8,
+}
+
+impl Claim {
+    const HELD: u8 = 0;
+    const REVOKED: u8 = 1;
+    const HALTED: u8 = 2;
+
+    /// Whether records of this assignment should still be worked on.
+    pub(crate) fn is_held(&self) -> bool {
+        self.state.load(Ordering::Acquire) == Self::HELD
+    }
+
+    /// Ends work on this assignment because of a record that cannot be handled.
+    pub(crate) fn halt(&self) {
+        // A revoked one stays revoked: its next owner will come to the same record.
+        let _ = self
+            .state
+            .compare_exchange(Self::HELD, Self::HALTED, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    fn revoke(&self) {
+        self.state.store(Self::REVOKED, Ordering::Release);
+    }
+}
+
+/// A record, or what could not be decoded into one, with where it came from.
+#[derive(Debug)]
+pub(crate) struct Item {
+    pub(crate) claim: Arc<Claim>,
+    pub(crate) offset: i64,
+    pub(crate) size: usize,
+    pub(crate) content: Result<Record, RecordError>,
+}
+
+/// What became of an [`Item`] that a worker was given.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    pub(crate) claim: Arc<Claim>,
+    pub(crate) offset: i64,
+    pub(crate) size: usize,
+    pub(crate) end: End,
+}
+
+/// How an [`Item`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Its effect, or that of its first occurrence, has committed.
+    Done,
+    /// It was left undone; whoever has the partition next reads it again.
+    Left,
+}
+
+/// The bounds that the intake keeps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) workers: usize,
+    pub(crate) batch_records: usize,
+    pub(crate) linger: Duration,
+    pub(crate) in_flight_records: usize,
+    pub(crate) in_flight_bytes: usize,
+}
+
+/// Partitions whose reading should stop or go on.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Flow {
+    pub(crate) pause: Vec<PartitionId>,
+    pub(crate) resume: Vec<PartitionId>,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Intake {
+    limits: Limits,
+    hasher: ahash::RandomState,
+    next_generation: u64,
+    partitions: HashMap<PartitionId, Partition>,
+    queues: Vec<Queue>,
+}
+
+#[derive(Debug)]
+struct Partition {
+    claim: Arc<Claim>,
+    tracker: OffsetTracker,
+    /// Held in memory, queued or with a worker.
+    records: usize,
+    bytes: usize,
+    paused: bool,
+}
+
+/// What waits for one worker.
+#[derive(Debug, Default)]
+struct Queue {
+    items: VecDeque<Item>,
+    /// When the first of `items` came to wait.
+    since: Option<Instant>,
+    busy: bool,
+}
+
+/// A partition may have this many times its share of records done behind one that is stuck.
+const DONE_BEHIND_STUCK: usize = 16;
+
+impl Intake {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            // Fixed, so that a key stays with its worker over a rebalance and behaviour can be repeated.
+            hasher: ahash::RandomState::with_seeds(1, 2, 3, 4),
+            next_generation: 0,
+            partitions: HashMap::new(),
+            queues: (0..limits.workers).map(|_| Queue::default()).collect(),
+        }
+    }
+
+    /// Starts an assignment of a partition.
+    pub(crate) fn assign(&mut self, id: PartitionId) {
+        self.revoke(id);
+        self.next_generation += 1;
+        let claim = Arc::new(Claim {
+            id,
+            generation: self.next_generation,
+            state: AtomicU8::new(Claim::HELD),
+        });
+        self.partitions.insert(
+            id,
+            Partition {
+                claim,
+                tracker: OffsetTracker::default(),
+                records: 0,
+                bytes: 0,
+                paused: false,
+            },
+        );
+    }
+
+    /// Ends an assignment. What waits is dropped; what a worker has may still commit, and will not be counted.
+    pub(crate) fn revoke(&mut self, id: PartitionId) {
+        let Some(partition) = self.partitions.remove(&id) else {
+            return;
+        };
+        partition.claim.revoke();
+        self.drop_waiting(&partition.claim);
+    }
+
+    /// Stops an assignment at a record that cannot be handled: nothing of it is read or handed out any more.
+    /// `false` when that assignment has ended meanwhile.
+    pub(crate) fn halt(&mut self, claim: &Arc<Claim>) -> bool {
+        claim.halt();
+        if !self
+            .partitions
+            .get(&claim.id)
+            .is_some_and(|partition| Arc::ptr_eq(&partition.claim, claim))
+        {
+            return false;
+        }
+        self.drop_waiting(claim);
+        true
+    }
+
+    fn drop_waiting(&mut self, claim: &Arc<Claim>) {
+        for queue in &mut self.queues {
+            queue.items.retain(|item| !Arc::ptr_eq(&item.claim, claim));
+            if queue.items.is_empty() {
+                queue.since = None;
+            }
+        }
+        if let Some(partition) = self.partitions.get_mut(&claim.id)
+            && Arc::ptr_eq(&partition.claim, claim)
+        {
+            // What workers still have is forgotten as well: its end is not counted, see `settle`.
+            partition.records = 0;
+            partition.bytes = 0;
+        }
+    }
+
+    /// Takes in what was read at `offset`; `false` when it is not wanted (not assigned, halted, or read before).
+    pub(crate) fn admit(
+        &mut self,
+        id: PartitionId,
+        offset: i64,
+        size: usize,
+        content: Result<Record, RecordError>,
+        now: Instant,
+    ) -> bool {
+        let Some(partition) = self.partitions.get_mut(&id) else {
+            return false;
+        };
+        if !partition.claim.is_held() || !partition.tracker.admit(offset) {
+            return false;
+        }
+        partition.records += 1;
+        partition.bytes += size;
+        let key = content
+            .as_ref()
+            .map_or("", |record| record.envelope.entity_id.as_str());
+        let slot = self.hasher.hash_one((id, key)) % self.limits.workers as u64;
+        let queue = &mut self.queues[slot as usize];
+        queue.since.get_or_insert(now);
+        queue.items.push_back(Item {
+            claim: Arc::clone(&partition.claim),
+            offset,
+            size,
+            content,
+        });
+        true
+    }
+
+    /// A batch for each worker that is free and has enough waiting, or has let it wait long enough.
+    pub(crate) fn batches(&mut self, now: Instant) -> Vec<(usize, Vec<Item>)> {
+        let limits = self.limits;
+        let mut batches = Vec::new();
+        for (worker, queue) in self.queues.iter_mut().enumerate() {
+            let due = queue
+                .since
+                .is_some_and(|since| now.saturating_duration_since(since) >= limits.linger);
+            if queue.busy || !(due || queue.items.len() >= limits.batch_records) {
+                continue;
+            }
+            let take = queue.items.len().min(limits.batch_records);
+            let batch: Vec<Item> = queue.items.drain(..take).collect();
+            queue.since = (!queue.items.is_empty()).then_some(now);
+            queue.busy = true;
+            batches.push((worker, batch));
+        }
+        batches
+    }
+
+    /// When [`batches`](Self::batches) has something to give although nothing else happens.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.queues
+            .iter()
+            .filter(|queue| !queue.busy)
+            .filter_map(|queue| queue.since)
+            .map(|since| since + self.limits.linger)
+            .min()
+    }
+
+    /// Takes back a worker's batch; returns how far its partitions are done now, where that has moved.
+    pub(crate) fn settle(&mut self, worker: usize, batch: &[Settled]) -> Vec<(PartitionId, i64)> {
+        self.queues[worker].busy = false;
+        let mut touched = Vec::new();
+        for settled in batch {
+            let Some(partition) = self.partitions.get_mut(&settled.claim.id) else {
+                continue;
+            };
+            if partition.claim.generation != settled.claim.generation {
+                continue;
+            }
+            partition.records = partition.records.saturating_sub(1);
+            partition.bytes = partition.bytes.saturating_sub(settled.size);
+            if settled.end == End::Done {
+                partition.tracker.complete(settled.offset);
+                touched.push(settled.claim.id);
+            }
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        touched
+            .into_iter()
+            .filter_map(|id| Some((id, self.partitions.get_mut(&id)?.tracker.advance()?)))
+            .collect()
+    }
+
+    /// Which partitions have too much in memory, and which have room again.
+    pub(crate) fn flow(&mut self) -> Flow {
+        let assigned = self.partitions.len().max(1);
+        let records = (self.limits.in_flight_records / assigned).max(1);
+        let bytes = (self.limits.in_flight_bytes / assigned).max(1);
+        let mut flow = Flow::default();
+        for (id, partition) in &mut self.partitions {
+            let full = partition.records >= records
+                || partition.bytes >= bytes
+                || partition.tracker.len() >= records * DONE_BEHIND_STUCK;
+            let room = partition.records <= records / 2
+                && partition.bytes <= bytes / 2
+                && partition.tracker.len() <= records * DONE_BEHIND_STUCK / 2;
+            let halted = !partition.claim.is_held();
+            if !partition.paused && (full || halted) {
+                partition.paused = true;
+                flow.pause.push(*id);
+            } else if partition.paused && room && !halted {
+                partition.paused = false;
+                flow.resume.push(*id);
+            }
+        }
+        flow
+    }
+
+    /// Records held in memory.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.partitions.values().map(|partition| partition.records).sum()
+    }
+
+    /// Partitions assigned.
+    pub(crate) fn assigned(&self) -> usize {
+        self.partitions.len()
+    }
+
+    /// Whether a worker has a batch.
+    pub(crate) fn any_busy(&self) -> bool {
+        self.queues.iter().any(|queue| queue.busy)
+    }
+
+    /// Drops everything that waits: it will be read again by whoever has the partitions next.
+    pub(crate) fn drop_all_waiting(&mut self) {
+        for queue in &mut self.queues {
+            queue.items.clear();
+            queue.since = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use envelope::Envelope;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const P0: PartitionId = PartitionId {
+        topic: 0,
+        partition: 0,
+    };
+    const P1: PartitionId = PartitionId {
+        topic: 0,
+        partition: 1,
+    };
+
+    fn limits() -> Limits {
+        Limits {
+            workers: 2,
+            batch_records: 3,
+            linger: Duration::ZERO,
+            in_flight_records: 8,
+            in_flight_bytes: 1 << 20,
+        }
+    }
+
+    fn record(key: &str) -> Record {
+        Record {
+            envelope: Envelope {
+                event_id: uuid::Uuid::nil(),
+                event_type: "order.placed".into(),
+                source: "/test".into(),
+                entity_type: "order".into(),
+                entity_id: key.into(),
+                version: 1,
+                schema_version: 1,
+                occurred_at: chrono::DateTime::UNIX_EPOCH,
+                content_type: "application/protobuf".into(),
+                data_schema: None,
+                correlation_id: None,
+                causation_id: None,
+                traceparent: None,
+                tracestate: None,
+                outbox_id: None,
+                metadata: BTreeMap::new(),
+            },
+            payload: vec![],
+            topic: "events.order".into(),
+            partition: 0,
+            offset: 0,
+            timestamp: None,
+        }
+    }
+
+    fn admit(intake: &mut Intake, id: PartitionId, offset: i64, key: &str) -> bool {
+        intake.admit(id, offset, 1, Ok(record(key)), Instant::now())
+    }
+
+    fn settled(batch: Vec<Item>, end: End) -> Vec<Settled> {
+        batch
+            .into_iter()
+            .map(|item| Settled {
+                claim: item.claim,
+                offset: item.offset,
+                size: item.size,
+                end,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_busy_worker_gets_nothing_and_its_records_gather() {
+        let mut intake = Intake::new(Limits {
+            workers: 1,
+            ..limits()
+        });
+        intake.assign(P0);
+        assert!(admit(&mut intake, P0, 0, "a"));
+        let (worker, first) = intake.batches(Instant::now()).remove(0);
+        for offset in 1..=4 {
+            assert!(admit(&mut intake, P0, offset, "a"));
+        }
+        assert!(intake.batches(Instant::now()).is_empty());
+        assert_eq!(intake.settle(worker, &settled(first, End::Done)), vec![(P0, 1)]);
+        let (_, second) = intake.batches(Instant::now()).remove(0);
+        assert_eq!(
+            second.iter().map(|item| item.offset).collect::<Vec<_>>(),
+            [1, 2, 3],
+            "at most a batch"
+        );
+    }
+
+    #[test]
+    fn an_idle_worker_lingers_for_more_but_not_once_the_batch_is_full() {
+        let linger = Duration::from_millis(5);
+        let mut intake = Intake::new(Limits {
+            workers: 1,
+            linger,
+            ..limits()
+        });
+        intake.assign(P0);
+        let start = Instant::now();
+        assert!(intake.admit(P0, 0, 1, Ok(record("a")), start));
+        assert!(intake.batches(start).is_empty());
+        assert_eq!(intake.next_due(), Some(start + linger));
+        assert!(intake.admit(P0, 1, 1, Ok(record("a")), start));
+        assert!(intake.admit(P0, 2, 1, Ok(record("a")), start));
+        assert_eq!(intake.batches(start).len(), 1, "a full batch goes at once");
+        let mut waiting = Intake::new(Limits {
+            workers: 1,
+            linger,
+            ..limits()
+        });
+        waiting.assign(P0);
+        assert!(waiting.admit(P0, 0, 1, Ok(record("a")), start));
+        assert_eq!(
+            waiting.batches(start + linger).len(),
+            1,
+            "and a small one when its time has come"
+        );
+    }
+
+    #[test]
+    fn a_former_assignments_records_count_for_nothing() {
+        let mut intake = Intake::new(Limits {
+            workers: 1,
+            ..limits()
+        });
+        intake.assign(P0);
+        assert!(admit(&mut intake, P0, 7, "a"));
+        let (worker, batch) = intake.batches(Instant::now()).remove(0);
+        assert!(admit(&mut intake, P0, 8, "a"));
+        intake.revoke(P0);
+        assert!(!batch[0].claim.is_held());
+        assert!(!admit(&mut intake, P0, 9, "a"), "not assigned");
+        intake.assign(P0);
+        assert!(
+            admit(&mut intake, P0, 7, "a"),
+            "read again under the new assignment"
+        );
+        assert_eq!(intake.settle(worker, &settled(batch, End::Done)), vec![]);
+        let (worker, batch) = intake.batches(Instant::now()).remove(0);
+        assert_eq!(batch.len(), 1, "what waited from before is gone");
+        assert_eq!(intake.settle(worker, &settled(batch, End::Done)), vec![(P0, 8)]);
+        assert_eq!(intake.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_halted_partition_is_paused_and_drops_what_waits_while_others_go_on() {
+        let mut intake = Intake::new(Limits {
+            workers: 1,
+            ..limits()
+        });
+        intake.assign(P0);
+        intake.assign(P1);
+        assert!(admit(&mut intake, P0, 0, "a"));
+        let (worker, batch) = intake.batches(Instant::now()).remove(0);
+        assert!(admit(&mut intake, P0, 1, "a"));
+        assert!(admit(&mut intake, P1, 0, "b"));
+        let claim = Arc::clone(&batch[0].claim);
+        assert!(intake.halt(&claim));
+        assert_eq!(intake.settle(worker, &settled(batch, End::Left)), vec![]);
+        assert_eq!(
+            intake.flow(),
+            Flow {
+                pause: vec![P0],
+                resume: vec![]
+            }
+        );
+        assert!(!admit(&mut intake, P0, 2, "a"));
+        let (worker, batch) = intake.batches(Instant::now()).remove(0);
+        assert_eq!(batch.iter().map(|item| item.claim.id).collect::<Vec<_>>(), [P1]);
+        assert_eq!(intake.settle(worker, &settled(batch, End::Done)), vec![(P1, 1)]);
+        assert_eq!(intake.flow(), Flow::default(), "it stays paused");
+    }
+
+    #[test]
+    fn a_full_partition_pauses_and_resumes_when_half_empty() {
+        let mut intake = Intake::new(Limits {
+            workers: 1,
+            ..limits()
+        });
+        intake.assign(P0);
+        for offset in 0..8 {
+            assert!(admit(&mut intake, P0, offset, "a"));
+        }
+        assert_eq!(
+            intake.flow(),
+            Flow {
+                pause: vec![P0],
+                resume: vec![]
+            }
+        );
+        assert_eq!(intake.flow(), Flow::default(), "told once");
+        let (worker, batch) = intake.batches(Instant::now()).remove(0);
+        intake.settle(worker, &settled(batch, End::Done));
+        assert_eq!(intake.flow(), Flow::default(), "5 of 8 left");
+        let (worker, batch) = intake.batches(Instant::now()).remove(0);
+        intake.settle(worker, &settled(batch, End::Done));
+        assert_eq!(
+            intake.flow(),
+            Flow {
+                pause: vec![],
+                resume: vec![P0]
+            }
+        );
+    }
+
+    #[test]
+    fn bytes_pause_as_well() {
+        let mut intake = Intake::new(limits());
+        intake.assign(P0);
+        assert!(intake.admit(P0, 0, 2 << 20, Ok(record("a")), Instant::now()));
+        assert_eq!(intake.flow().pause, vec![P0]);
+    }
+
+    #[test]
+    fn a_stuck_record_bounds_what_is_done_behind_it() {
+        let mut intake = Intake::new(limits());
+        intake.assign(P0);
+        let keys: Vec<String> = (0..20).map(|key| key.to_string()).collect();
+        assert!(admit(&mut intake, P0, 0, &keys[0]));
+        let (stuck, _batch) = intake.batches(Instant::now()).remove(0);
+        let mut offset = 0;
+        while !intake.flow().pause.contains(&P0) {
+            offset += 1;
+            assert!(offset < 1_000, "never paused");
+            let key = &keys[offset as usize % keys.len()];
+            admit(&mut intake, P0, offset, key);
+            for (worker, batch) in intake.batches(Instant::now()) {
+                assert_ne!(worker, stuck);
+                intake.settle(worker, &settled(batch, End::Done));
+            }
+        }
+    }
+
+    proptest! {
+        /// Any interleaving of reading, handing out, settling and rebalancing keeps each key's records in order on one
+        /// worker within an assignment, and never moves an offset past a record of that assignment that is not done.
+        #[test]
+        fn order_per_key_and_contiguous_offsets(script in prop::collection::vec((0_u8..10, 0_u8..5), 1..300)) {
+            let mut intake = Intake::new(Limits { in_flight_records: 1_000, ..limits() });
+            let mut offsets = [0_i64, 0];
+            let mut assigned = [false, false];
+            let mut open: [BTreeSet<i64>; 2] = Default::default();
+            let mut busy: Vec<(usize, Vec<Item>)> = Vec::new();
+            let mut seen: HashMap<(PartitionId, u64, String), (usize, i64)> = HashMap::new();
+            for (action, pick) in script {
+                let slot = usize::from(pick % 2);
+                let id = [P0, P1][slot];
+                match action {
+                    0 => {
+                        intake.assign(id);
+                        assigned[slot] = true;
+                        // Reading starts again at the oldest record that is not done.
+                        offsets[slot] = open[slot].first().copied().unwrap_or(offsets[slot]);
+                        open[slot].clear();
+                    }
+                    1 => {
+                        intake.revoke(id);
+                        assigned[slot] = false;
+                    }
+                    2..=5 => {
+                        let admitted = admit(&mut intake, id, offsets[slot], &format!("k{pick}"));
+                        prop_assert_eq!(admitted, assigned[slot]);
+                        if admitted {
+                            open[slot].insert(offsets[slot]);
+                            offsets[slot] += 1;
+                        }
+                    }
+                    6 | 7 => {
+                        for (worker, batch) in intake.batches(Instant::now()) {
+                            for item in &batch {
+                                let key = item.content.as_ref().expect("decoded").envelope.entity_id.clone();
+                                let place = (item.claim.id, item.claim.generation, key);
+                                if let Some((before, last)) = seen.insert(place, (worker, item.offset)) {
+                                    prop_assert_eq!(before, worker);
+                                    prop_assert!(last < item.offset);
+                                }
+                            }
+                            busy.push((worker, batch));
+                        }
+                    }
+                    _ => {
+                        if busy.is_empty() {
+                            continue;
+                        }
+                        let (worker, batch) = busy.remove(usize::from(pick) % busy.len());
+                        for item in &batch {
+                            if item.claim.is_held() {
+                                open[usize::from(item.claim.id == P1)].remove(&item.offset);
+                            }
+                        }
+                        for (id, next) in intake.settle(worker, &settled(batch, End::Done)) {
+                            let slot = usize::from(id == P1);
+                            prop_assert!(open[slot].iter().all(|offset| *offset >= next));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What a consumer counts. No label is an id or a key.
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::Collector,
+};
+
+/// The metrics of one consumer; all carry the label `consumer`.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    /// Records done, by what they were: `applied`, `repeat`.
+    pub(crate) messages: IntCounterVec,
+    /// From when the event happened to when its effect had committed.
+    pub(crate) end_to_end_seconds: HistogramVec,
+    /// Records per transaction that committed.
+    pub(crate) batch_records: Histogram,
+    /// Duration of transactions that committed.
+    pub(crate) batch_seconds: Histogram,
+    /// What went wrong: `database`, `timeout`, `handler`, `conflict`, `refused`, `kafka`.
+    pub(crate) errors: IntCounterVec,
+    /// Attempts of a batch after the first.
+    pub(crate) retries: IntCounter,
+    /// Same version, other event: history was rewritten upstream.
+    pub(crate) ghosts: IntCounter,
+    /// Partitions stopped at a record that cannot be handled.
+    pub(crate) halted_partitions: IntGauge,
+    /// Partitions assigned to this process.
+    pub(crate) assigned_partitions: IntGauge,
+    /// Changes of the assignment.
+    pub(crate) rebalances: IntCounter,
+    /// Records held in memory.
+    pub(crate) in_flight_records: IntGauge,
+    /// Records in the topic behind the last stored offset.
+    pub(crate) lag_records: IntGaugeVec,
+    /// Brokers that a connection is up to.
+    pub(crate) brokers_up: IntGauge,
+}
+
+impl Metrics {
+    /// # Errors
+    /// When the registry has a consumer of that name already.
+    pub(crate) fn register(consumer: &str, registry: &Registry) -> prometheus::Result<Self> {
+        let opts = |name: &str, help: &str| Opts::new(name, help).const_label("consumer", consumer);
+        let histogram = |name: &str, help: &str, buckets: Vec<f64>| {
+            HistogramOpts::new(name, help)
+                .const_label("consumer", consumer)
+                .buckets(buckets)
+        };
+        let latency = prometheus::exponential_buckets(0.001, 2.0, 18)?;
+        Ok(Self {
+            messages: add(
+                registry,
+                IntCounterVec::new(
+                    opts("consumer_messages_total", "Records done."),
+                    &["topic", "outcome"],
+                )?,
+            )?,
+            end_to_end_seconds: add(
+                registry,
+                HistogramVec::new(
+                    histogram(
+                        "consumer_end_to_end_seconds",
+                        "From the event to its committed effect.",
+                        latency.clone(),
+                    ),
+                    &["topic"],
+                )?,
+            )?,
+            batch_records: add(
+                registry,
+                Histogram::with_opts(histogram(
+                    "consumer_batch_records",
+                    "Records per committed transaction.",
+                    prometheus::exponential_buckets(1.0, 2.0, 14)?,
+                ))?,
+            )?,
+            batch_seconds: add(
+                registry,
+                Histogram::with_opts(histogram(
+                    "consumer_batch_seconds",
+                    "Duration of committed transactions.",
+                    latency,
+                ))?,
+            )?,
+            errors: add(
+                registry,
+                IntCounterVec::new(opts("consumer_errors_total", "What went wrong."), &["kind"])?,
+            )?,
+            retries: add(
+                registry,
+                IntCounter::with_opts(opts(
+                    "consumer_retries_total",
+                    "Attempts of a batch after the first.",
+                ))?,
+            )?,
+            ghosts: add(
+                registry,
+                IntCounter::with_opts(opts(
+                    "consumer_ghosts_total",
+                    "Records with a version that another event had.",
+                ))?,
+            )?,
+            halted_partitions: add(
+                registry,
+                IntGauge::with_opts(opts(
+                    "consumer_halted_partitions",
+                    "Partitions stopped at a record that cannot be handled.",
+                ))?,
+            )?,
+            assigned_partitions: add(
+                registry,
+                IntGauge::with_opts(opts("consumer_assigned_partitions", "Partitions assigned."))?,
+            )?,
+            rebalances: add(
+                registry,
+                IntCounter::with_opts(opts("consumer_rebalances_total", "Changes of the assignment."))?,
+            )?,
+            in_flight_records: add(
+                registry,
+                IntGauge::with_opts(opts("consumer_in_flight_records", "Records held in memory."))?,
+            )?,
+            lag_records: add(
+                registry,
+                IntGaugeVec::new(
+                    opts("consumer_lag_records", "Records behind the last stored offset."),
+                    &["topic", "partition"],
+                )?,
+            )?,
+            brokers_up: add(
+                registry,
+                IntGauge::with_opts(opts("consumer_brokers_up", "Brokers with a connection."))?,
+            )?,
+        })
+    }
+
+    pub(crate) fn error(&self, kind: &str) {
+        self.errors.with_label_values(&[kind]).inc();
+    }
+}
+
+fn add<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}

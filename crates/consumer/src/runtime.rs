@@ -1,0 +1,474 @@
+//! The loop that reads, hands out and keeps the books.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use diesel_async::AsyncPgConnection;
+use diesel_async::pooled_connection::deadpool::Pool;
+use futures::FutureExt as _;
+use prometheus::Registry;
+use rdkafka::Message as _;
+use rdkafka::consumer::{Consumer as _, StreamConsumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::handler::Handler;
+use crate::intake::{Intake, Limits, PartitionId};
+use crate::kafka::{self, Callbacks, Change};
+use crate::metrics::Metrics;
+use crate::record;
+use crate::status::Status;
+use crate::worker::{self, Finished, Shared};
+
+/// The most records taken in before the loop looks at anything else.
+const READ_AT_ONCE: usize = 512;
+
+/// Reads topics and applies their events to a PostgreSQL database, each once.
+///
+/// See the [crate](crate) for what it promises.
+pub struct Consumer<H> {
+    shared: Arc<Shared<H>>,
+    client: StreamConsumer<Callbacks>,
+    changes: mpsc::UnboundedReceiver<Change>,
+}
+
+/// Why a consumer cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The configuration; every problem is listed.
+    #[error("the configuration cannot be used: {}", .0.join("; "))]
+    Config(Vec<String>),
+    /// librdkafka refuses a property, or cannot start.
+    #[error("the Kafka client cannot be made")]
+    Client(#[source] KafkaError),
+    /// The registry has a consumer of this group already.
+    #[error("the metrics cannot be registered")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Why a consumer ended although it was not asked to. The process should end, and be started again.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The client cannot go on; most often, another process uses the same `instance`.
+    #[error("the Kafka client cannot go on")]
+    Fatal(#[source] KafkaError),
+    /// The topics cannot be subscribed to.
+    #[error("the topics cannot be subscribed to")]
+    Subscribe(#[source] KafkaError),
+    /// A handler panicked.
+    #[error("a worker died")]
+    Worker(#[source] JoinError),
+    /// A worker ended before it was told to.
+    #[error("a worker left")]
+    WorkerLeft,
+}
+
+impl<H: Handler> Consumer<H> {
+    /// Makes a consumer; nothing is read before [`run`](Self::run).
+    ///
+    /// `pool` should have room for `config.workers` connections beside those that others take from it. The database needs the
+    /// tables of [`MIGRATIONS`](crate::MIGRATIONS).
+    ///
+    /// # Errors
+    /// When the configuration cannot be used.
+    pub fn new(
+        config: Config,
+        pool: Pool<AsyncPgConnection>,
+        handler: H,
+        registry: &Registry,
+    ) -> Result<Self, BuildError> {
+        let problems = config.problems();
+        if !problems.is_empty() {
+            return Err(BuildError::Config(problems));
+        }
+        let metrics = Metrics::register(&config.group, registry)?;
+        let (sender, changes) = mpsc::unbounded_channel();
+        let topics = config.topics.iter().map(|topic| topic.name.clone()).collect();
+        let callbacks = Callbacks::new(topics, sender, metrics.clone());
+        let client = config
+            .client()
+            .create_with_context(callbacks)
+            .map_err(BuildError::Client)?;
+        let status = Status::default();
+        let stop = CancellationToken::new();
+        Ok(Self {
+            shared: Arc::new(Shared {
+                config,
+                pool,
+                handler,
+                metrics,
+                status,
+                stop,
+            }),
+            client,
+            changes,
+        })
+    }
+
+    /// How this consumer is doing.
+    pub fn status(&self) -> Status {
+        self.shared.status.clone()
+    }
+
+    /// Reads and applies until `shutdown` is cancelled, then lets the batches under way end and commits their offsets, for
+    /// at most twice `drain_timeout`.
+    ///
+    /// # Errors
+    /// When it cannot go on. Nothing is lost: whoever runs next continues.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
+        let Self {
+            shared,
+            client,
+            changes,
+        } = self;
+        let names: Vec<&str> = shared
+            .config
+            .topics
+            .iter()
+            .map(|topic| topic.name.as_str())
+            .collect();
+        client.subscribe(&names).map_err(RunError::Subscribe)?;
+        let mut running = Running::start(shared, client, changes);
+        let result = running.read_until(&shutdown).await;
+        running.drain().await;
+        result
+    }
+}
+
+/// A consumer that has workers.
+struct Running<H> {
+    shared: Arc<Shared<H>>,
+    client: StreamConsumer<Callbacks>,
+    books: Books,
+    changes: mpsc::UnboundedReceiver<Change>,
+    work: Vec<mpsc::Sender<Vec<crate::intake::Item>>>,
+    finished: mpsc::Receiver<Finished>,
+    workers: JoinSet<()>,
+}
+
+/// What is known about the partitions; apart from the client, so that a message borrowed from that can be noted here.
+struct Books {
+    intake: Intake,
+    topics: Vec<Arc<str>>,
+    names: Vec<String>,
+}
+
+impl<H: Handler> Running<H> {
+    fn start(
+        shared: Arc<Shared<H>>,
+        client: StreamConsumer<Callbacks>,
+        changes: mpsc::UnboundedReceiver<Change>,
+    ) -> Self {
+        let config = &shared.config;
+        // One batch per worker at a time: neither of these channels is ever full when it is sent to.
+        let (finish, finished) = mpsc::channel(config.workers);
+        let mut workers = JoinSet::new();
+        let mut work = Vec::with_capacity(config.workers);
+        for worker in 0..config.workers {
+            let (sender, receiver) = mpsc::channel(1);
+            work.push(sender);
+            workers.spawn(worker::run(worker, Arc::clone(&shared), receiver, finish.clone()));
+        }
+        let names: Vec<String> = config.topics.iter().map(|topic| topic.name.clone()).collect();
+        let books = Books {
+            intake: Intake::new(Limits {
+                workers: config.workers,
+                batch_records: config.batch_records,
+                linger: config.linger,
+                in_flight_records: config.in_flight_records,
+                in_flight_bytes: config.in_flight_bytes,
+            }),
+            topics: names.iter().map(|name| name.as_str().into()).collect(),
+            names,
+        };
+        Self {
+            shared,
+            client,
+            books,
+            changes,
+            work,
+            finished,
+            workers,
+        }
+    }
+
+    async fn read_until(&mut self, shutdown: &CancellationToken) -> Result<(), RunError> {
+        loop {
+            let due = self.books.intake.next_due();
+            let Self {
+                shared,
+                client,
+                books,
+                changes,
+                finished,
+                workers,
+                ..
+            } = self;
+            // Changes of the assignment come before messages, since a message may be the first of a new assignment.
+            let happened = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                Some(change) = changes.recv() => Happened::Change(change),
+                Some(ended) = workers.join_next() => {
+                    return Err(ended.err().map_or(RunError::WorkerLeft, RunError::Worker));
+                }
+                Some(batch) = finished.recv() => Happened::Finished(batch),
+                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => Happened::Due,
+                message = client.recv() => Happened::Read(books.read(shared, client, changes, message)),
+            };
+            match happened {
+                Happened::Change(change) => self.change(change),
+                Happened::Finished(batch) => {
+                    self.finish(batch);
+                    while let Ok(batch) = self.finished.try_recv() {
+                        self.finish(batch);
+                    }
+                }
+                Happened::Due => {}
+                Happened::Read(error) => self.after_read(error)?,
+            }
+            self.hand_out()?;
+            self.regulate();
+        }
+    }
+
+    fn after_read(&self, error: Option<KafkaError>) -> Result<(), RunError> {
+        match error {
+            Some(error @ KafkaError::MessageConsumptionFatal(_)) => Err(RunError::Fatal(error)),
+            Some(error) => {
+                // The client goes on by itself; brokers away and topics not there yet are told this way.
+                self.shared.metrics.error("kafka");
+                tracing::warn!(error.message = %error, "reading from Kafka failed; it is tried again");
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn change(&mut self, change: Change) {
+        self.books.change(&self.shared, &self.client, change);
+    }
+
+    fn finish(&mut self, batch: Finished) {
+        let advanced = self.books.intake.settle(batch.worker, &batch.items);
+        self.store(&advanced);
+        for halt in batch.halts {
+            if !self.books.intake.halt(&halt.claim) {
+                continue;
+            }
+            let PartitionId { topic, partition } = halt.claim.id;
+            let topic = &self.books.names[topic];
+            let reason = halt.reason();
+            let event = halt.event.as_ref();
+            tracing::error!(
+                messaging.destination.name = topic,
+                messaging.destination.partition.id = partition,
+                messaging.kafka.offset = halt.offset,
+                event.id = event.map(|event| event.id.as_str()),
+                event.r#type = event.map(|event| event.kind.as_str()),
+                entity.id = event.map(|event| event.entity.as_str()),
+                trace_id = event.map(|event| event.trace_id.as_str()),
+                error.message = reason,
+                "a record cannot be handled: its partition is halted at it, the others go on"
+            );
+            self.shared.status.halted(topic, partition, reason);
+            self.shared
+                .metrics
+                .halted_partitions
+                .set(self.shared.status.halted_count() as i64);
+        }
+    }
+
+    /// Offsets to be committed in the background.
+    fn store(&self, advanced: &[(PartitionId, i64)]) {
+        if advanced.is_empty() {
+            return;
+        }
+        let stored =
+            kafka::offsets(&self.books.names, advanced).and_then(|list| self.client.store_offsets(&list));
+        if let Err(error) = stored {
+            // The partition was lost at this very moment: its next owner repeats a little.
+            tracing::debug!(error.message = %error, "offsets were not stored");
+        }
+    }
+
+    fn hand_out(&mut self) -> Result<(), RunError> {
+        for (worker, batch) in self.books.intake.batches(Instant::now()) {
+            self.work[worker]
+                .try_send(batch)
+                .map_err(|_| RunError::WorkerLeft)?;
+        }
+        Ok(())
+    }
+
+    /// Back-pressure: partitions with too much in memory pause; reading itself never stops, since it keeps the membership.
+    fn regulate(&mut self) {
+        let flow = self.books.intake.flow();
+        self.shared
+            .metrics
+            .in_flight_records
+            .set(self.books.intake.in_flight() as i64);
+        for (ids, pausing) in [(&flow.pause, true), (&flow.resume, false)] {
+            if ids.is_empty() {
+                continue;
+            }
+            let list = kafka::list(&self.books.names, ids);
+            let result = if pausing {
+                self.client.pause(&list)
+            } else {
+                self.client.resume(&list)
+            };
+            if let Err(error) = result {
+                tracing::warn!(error.message = %error, "partitions were not paused or resumed");
+            }
+        }
+    }
+
+    /// Lets the batches under way end, and gives the partitions back.
+    async fn drain(mut self) {
+        self.shared.stop.cancel();
+        self.books.intake.drop_all_waiting();
+        let deadline = tokio::time::Instant::now() + self.shared.config.drain_timeout;
+        while self.books.intake.any_busy() {
+            let Self {
+                client,
+                changes,
+                finished,
+                ..
+            } = &mut self;
+            let batch = tokio::select! {
+                batch = timeout_at(deadline, finished.recv()) => batch,
+                Some(change) = changes.recv() => {
+                    self.change(change);
+                    continue;
+                }
+                // Keeps the membership; what is read now is read again by the next owner.
+                _ = client.recv() => continue,
+            };
+            match batch {
+                Ok(Some(batch)) => self.finish(batch),
+                Ok(None) => break,
+                Err(_) => {
+                    tracing::warn!("batches under way were given up: they roll back and are read again");
+                    break;
+                }
+            }
+        }
+        self.work.clear();
+        self.workers.shutdown().await;
+        let Self { client, shared, .. } = self;
+        close(client, shared.config.drain_timeout).await;
+    }
+}
+
+/// Closing commits the stored offsets and leaves the group; it blocks, for long when the brokers are away. A thread of its own, since the
+/// process may end while it still tries.
+async fn close(client: StreamConsumer<Callbacks>, patience: Duration) {
+    let (done, closed) = oneshot::channel();
+    let closing = std::thread::Builder::new()
+        .name("kafka-close".into())
+        .spawn(move || {
+            drop(client);
+            // Nobody listens once the patience has ended.
+            let _ = done.send(());
+        });
+    if closing.is_err() || timeout(patience, closed).await.is_err() {
+        tracing::warn!("the Kafka client did not close in time: the last offsets may not be committed");
+    }
+}
+
+enum Happened {
+    Change(Change),
+    Finished(Finished),
+    Due,
+    Read(Option<KafkaError>),
+}
+
+impl Books {
+    /// Takes in `first` and whatever else is there at once; returns the error at which it ended, if it did.
+    fn read<H>(
+        &mut self,
+        shared: &Shared<H>,
+        client: &StreamConsumer<Callbacks>,
+        changes: &mut mpsc::UnboundedReceiver<Change>,
+        first: Result<BorrowedMessage<'_>, KafkaError>,
+    ) -> Option<KafkaError> {
+        let now = Instant::now();
+        let mut message = first;
+        for left in (0..READ_AT_ONCE).rev() {
+            // The assignment may have changed since the message before; that comes first.
+            while let Ok(change) = changes.try_recv() {
+                self.change(shared, client, change);
+            }
+            match message {
+                Ok(message) => self.admit(&message, now),
+                Err(error) => return Some(error),
+            }
+            if left == 0 {
+                break;
+            }
+            message = client.recv().now_or_never()?;
+        }
+        None
+    }
+
+    fn admit(&mut self, message: &BorrowedMessage<'_>, now: Instant) {
+        let Some(topic) = self.names.iter().position(|name| name == message.topic()) else {
+            return;
+        };
+        let id = PartitionId {
+            topic,
+            partition: message.partition(),
+        };
+        let content = record::decode(&self.topics[topic], message);
+        self.intake
+            .admit(id, message.offset(), record::size(message), content, now);
+    }
+
+    fn change<H>(&mut self, shared: &Shared<H>, client: &StreamConsumer<Callbacks>, change: Change) {
+        let metrics = &shared.metrics;
+        metrics.rebalances.inc();
+        let (ids, what) = match &change {
+            Change::Assigned(ids) => (ids, "assigned"),
+            Change::Revoked(ids) => (ids, "revoked"),
+        };
+        let partitions: Vec<String> = ids
+            .iter()
+            .map(|id| format!("{}/{}", self.names[id.topic], id.partition))
+            .collect();
+        tracing::info!(
+            messaging.consumer.group.name = shared.config.group,
+            kafka.partitions = partitions.join(" "),
+            "partitions {what}"
+        );
+        match change {
+            Change::Assigned(ids) => {
+                for id in &ids {
+                    self.intake.assign(*id);
+                }
+                // A pause from an earlier assignment must not outlive it.
+                if let Err(error) = client.resume(&kafka::list(&self.names, &ids)) {
+                    tracing::warn!(error.message = %error, "new partitions were not resumed");
+                }
+            }
+            Change::Revoked(ids) => {
+                for id in ids {
+                    self.intake.revoke(id);
+                    let topic = &self.names[id.topic];
+                    shared.status.revoked(topic, id.partition);
+                    // Its lag is its next owner's to tell; fails when it never was told.
+                    let _ = metrics
+                        .lag_records
+                        .remove_label_values(&[topic.as_str(), &id.partition.to_string()]);
+                }
+            }
+        }
+        metrics.assigned_partitions.set(self.intake.assigned() as i64);
+        metrics.halted_partitions.set(shared.status.halted_count() as i64);
+    }
+}
