@@ -6,11 +6,19 @@
 )]
 
 mod background;
+mod build;
+mod chaos;
+mod demo;
+mod doctor;
+mod local;
+mod measure;
 mod stack;
+mod tests;
 mod ui;
 
 use std::process::ExitCode;
 
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
@@ -27,6 +35,23 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Says what is missing on this machine and how to get it
+    Doctor,
+    /// Builds and starts everything, places orders, and reconciles what came out at the other end
+    Demo(demo::Options),
+    /// Starts everything in the background and leaves it up, for trying things by hand
+    Up(local::UpOptions),
+    /// Stops what `up` started
+    Down,
+    /// Shows the log of a process that `up` started
+    Logs(local::LogsOptions),
+    /// Shows one order's journey: row, events, outbox, Kafka, read model, trace
+    Order {
+        /// The order's id, as PlaceOrder returned it
+        id: String,
+    },
+    /// Checks everything: formatting, lints, documentation, dependencies, and all tests
+    Test(tests::Options),
     /// PostgreSQL and Kafka alone, in the background, for running tests with plain cargo test
     #[command(subcommand)]
     Stack(StackCommand),
@@ -49,6 +74,7 @@ enum StackCommand {
 #[derive(Debug, Subcommand)]
 enum Supervised {
     TestStack,
+    Local(local::UpOptions),
 }
 
 fn main() -> ExitCode {
@@ -60,20 +86,34 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(async {
-        match cli.command {
-            Command::Stack(StackCommand::Up) => stack::up().await,
-            Command::Stack(StackCommand::Down) => stack::down().await,
-            Command::Supervise {
-                what: Supervised::TestStack,
-            } => stack::supervise().await,
-        }
-    });
-    match result {
+    match runtime.block_on(run(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+async fn run(command: Command) -> Result<()> {
+    if !std::path::Path::new("dev-cli/Cargo.toml").exists() {
+        bail!("this is not the workspace's folder; run it by its script: ./dev");
+    }
+    match command {
+        Command::Doctor => doctor::run(),
+        Command::Demo(options) => demo::run(options).await,
+        Command::Up(options) => local::up(options).await,
+        Command::Down => local::down().await,
+        Command::Logs(options) => local::logs(&options),
+        Command::Order { id } => local::order(&id),
+        Command::Test(options) => tests::run(options).await,
+        Command::Stack(StackCommand::Up) => stack::up().await,
+        Command::Stack(StackCommand::Down) => stack::down().await,
+        Command::Supervise {
+            what: Supervised::TestStack,
+        } => stack::supervise().await,
+        Command::Supervise {
+            what: Supervised::Local(options),
+        } => local::supervise(options).await,
     }
 }

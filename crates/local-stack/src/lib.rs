@@ -13,6 +13,7 @@ pub mod paths;
 mod ports;
 pub mod postgres;
 pub mod process;
+pub mod shop;
 pub mod testing;
 pub mod wait;
 
@@ -21,3 +22,4 @@ pub use kafka::Kafka;
 pub use ports::free_ports;
 pub use postgres::Postgres;
 pub use process::Process;
+pub use shop::Shop;

@@ -265,17 +265,7 @@ impl Postgres {
 
     /// Makes `database` unless it exists.
     pub async fn create_database(&self, database: &str) -> Result<()> {
-        let client = connect(&self.url("postgres")).await?;
-        let exists = client
-            .query_opt("SELECT FROM pg_database WHERE datname = $1", &[&database])
-            .await?
-            .is_some();
-        if !exists {
-            client
-                .batch_execute(&format!("CREATE DATABASE {}", quote(database)))
-                .await?;
-        }
-        Ok(())
+        create_database(&self.url("postgres"), database).await
     }
 }
 
@@ -310,6 +300,39 @@ pub async fn connect(url: &str) -> Result<tokio_postgres::Client> {
         .await
         .with_context(|| format!("{url} has not answered within {CONNECT_LIMIT:?}"))?
         .with_context(|| format!("cannot connect to {url}"))
+}
+
+/// Makes `database` unless it exists, on the server to which `url` leads.
+pub async fn create_database(url: &str, database: &str) -> Result<()> {
+    let client = connect(url).await?;
+    let exists = client
+        .query_opt("SELECT FROM pg_database WHERE datname = $1", &[&database])
+        .await?
+        .is_some();
+    if !exists {
+        client
+            .batch_execute(&format!("CREATE DATABASE {}", quote(database)))
+            .await?;
+    }
+    Ok(())
+}
+
+/// `url` with another database.
+pub fn with_database(url: &str, database: &str) -> String {
+    let (address, options) = url
+        .split_once('?')
+        .map_or((url, None), |(address, options)| (address, Some(options)));
+    let server = match address.split_once("://") {
+        Some((scheme, rest)) => format!(
+            "{scheme}://{}",
+            rest.split_once('/').map_or(rest, |(server, _)| server)
+        ),
+        None => address.to_owned(),
+    };
+    match options {
+        Some(options) => format!("{server}/{database}?{options}"),
+        None => format!("{server}/{database}"),
+    }
 }
 
 /// An identifier, quoted for SQL.
@@ -460,4 +483,19 @@ fn children_of(pid: u32) -> Vec<Pid> {
             (parent == pid).then(|| Pid::from_raw(child))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_database;
+
+    #[test]
+    fn the_database_of_a_url_is_replaced() {
+        assert_eq!(with_database("postgres://u@h:1/a", "b"), "postgres://u@h:1/b");
+        assert_eq!(with_database("postgres://u@h:1", "b"), "postgres://u@h:1/b");
+        assert_eq!(
+            with_database("postgres://u@h:1/a?sslmode=disable", "b"),
+            "postgres://u@h:1/b?sslmode=disable"
+        );
+    }
 }

@@ -18,7 +18,7 @@ use crate::{paths, ports, wait};
 const LISTEN_LIMIT: Duration = Duration::from_secs(60);
 const READY_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-const RUN_LIMIT: Duration = Duration::from_secs(120);
+const RUN_LIMIT: Duration = Duration::from_secs(600);
 const HTTP_LIMIT: Duration = Duration::from_secs(3);
 
 /// How to start a process.

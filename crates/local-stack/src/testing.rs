@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::postgres::{connect, quote};
+use crate::postgres::{connect, quote, with_database};
 use crate::{Kafka, Postgres, paths, postgres};
 
 pub use crate::process::Process;
@@ -257,6 +257,22 @@ pub async fn remove_leftovers(server_url: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes the folders of tests that failed in earlier runs.
+pub fn remove_test_folders() -> Result<()> {
+    // Younger ones may belong to tests that run right now.
+    const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
+    let parent = paths::target_dir()?.join("test-folders");
+    for entry in std::fs::read_dir(&parent).into_iter().flatten().flatten() {
+        let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+        if age < ABANDONED_AFTER {
+            continue;
+        }
+        postgres::remove(&entry.path().join("postgres"))?;
+        std::fs::remove_dir_all(entry.path())?;
+    }
+    Ok(())
+}
+
 /// A name that PostgreSQL does not cut off.
 fn identifier(prefix: &str, name: &str) -> String {
     let short: String = name.chars().take(24).collect();
@@ -268,14 +284,6 @@ fn hash(text: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
     hasher.finish()
-}
-
-/// `url` with another database.
-fn with_database(url: &str, database: &str) -> String {
-    match url.rsplit_once('/') {
-        Some((server, _)) => format!("{server}/{database}"),
-        None => url.to_owned(),
-    }
 }
 
 /// A folder for one test below the target directory. It goes with the test, unless the test fails.
