@@ -1,1 +1,158 @@
-//! Under construction.
+//! Publishes the rows of outbox tables in PostgreSQL to Kafka: in order per entity, losing nothing.
+//!
+//! `protocol` holds the rules as pure state; `source` speaks with PostgreSQL, `publisher` with Kafka, and `relay` drives
+//! the three for one outbox. [`App`] runs any number of outboxes in one process.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use service::admin::{AdminServer, Readiness};
+use service::shutdown::{BoxError, Supervisor};
+use service::{endpoints, telemetry};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub mod config;
+pub mod protocol;
+pub mod topics;
+
+mod metrics;
+mod publisher;
+mod record;
+mod relay;
+mod source;
+mod status;
+
+pub use config::Config;
+
+use metrics::Metrics;
+use relay::{Relay, Stopped};
+use status::Status;
+
+/// How often `/readyz` is brought up to date.
+const READINESS_INTERVAL: Duration = Duration::from_millis(250);
+/// How long outboxes may take to drain and to give their leases up.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// Why the relay could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the admin port cannot be bound")]
+    Admin(#[source] std::io::Error),
+    #[error("metrics cannot be registered")]
+    Metrics(#[from] prometheus::Error),
+    #[error("endpoints_file cannot be written")]
+    Endpoints(#[source] std::io::Error),
+}
+
+/// A relay that listens but does not relay yet.
+pub struct App {
+    relays: Vec<Relay>,
+    admin: AdminServer,
+    readiness: Readiness,
+}
+
+impl Config {
+    /// Binds the admin port and prepares every outbox.
+    ///
+    /// # Errors
+    /// When the port is taken or the endpoints file cannot be written.
+    pub async fn build(self) -> Result<App, StartError> {
+        let registry = service::metrics::registry("outbox-relay", env!("CARGO_PKG_VERSION"))?;
+        let metrics = Metrics::register(&registry)?;
+        let readiness = Readiness::default();
+        let admin = AdminServer::bind(self.admin.listen, registry, readiness.clone())
+            .await
+            .map_err(StartError::Admin)?;
+        if let Some(file) = &self.instance.endpoints_file {
+            endpoints::write(file, &[("admin", admin.local_addr())])
+                .await
+                .map_err(StartError::Endpoints)?;
+        }
+        let (producer, max_record_bytes) = (self.producer(), self.max_record_bytes());
+        let relays = self
+            .outboxes
+            .into_iter()
+            .map(|(name, config)| Relay {
+                metrics: metrics.of(&name),
+                status: Status::default(),
+                owner: self.instance.name.clone(),
+                producer: producer.clone(),
+                traced: self.telemetry.otlp_endpoint.is_some(),
+                name,
+                config,
+                max_record_bytes,
+            })
+            .collect();
+        Ok(App {
+            relays,
+            admin,
+            readiness,
+        })
+    }
+}
+
+impl App {
+    /// Where `/metrics`, `/livez` and `/readyz` are served.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin.local_addr()
+    }
+
+    /// Relays until `shutdown`, then drains and gives the leases up.
+    ///
+    /// # Errors
+    /// When every outbox has stopped for good, or something broke that should not.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), service::shutdown::TaskError> {
+        let mut supervisor = Supervisor::new(shutdown);
+        supervisor.spawn_background("admin", self.admin.serve());
+        let check = self.readiness.check("outboxes");
+        let watched: Vec<(String, Status)> = self
+            .relays
+            .iter()
+            .map(|relay| (relay.name.clone(), relay.status.clone()))
+            .collect();
+        supervisor.spawn_background::<BoxError>("readiness", async move {
+            loop {
+                check.set(all_ready(&watched));
+                tokio::time::sleep(READINESS_INTERVAL).await;
+            }
+        });
+        supervisor.spawn("outboxes", relay_all(self.relays, supervisor.shutdown()));
+        supervisor.run(GRACE).await
+    }
+}
+
+fn all_ready(outboxes: &[(String, Status)]) -> Result<(), String> {
+    let problems: Vec<String> = outboxes
+        .iter()
+        .filter_map(|(name, status)| status.ready().err().map(|problem| format!("{name}: {problem}")))
+        .collect();
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(problems.join("; "))
+    }
+}
+
+/// Runs the outboxes side by side. One that stops leaves the others alone; when the last one has, so does the process.
+async fn relay_all(relays: Vec<Relay>, shutdown: CancellationToken) -> Result<(), BoxError> {
+    let mut running = JoinSet::new();
+    for relay in relays {
+        running.spawn(relay.run(shutdown.clone()));
+    }
+    let mut stopped: Option<Stopped> = None;
+    while let Some(ended) = running.join_next().await {
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(error = %telemetry::chain(&error), "outbox ended");
+                stopped = Some(error);
+            }
+            Err(panic) => return Err(panic.into()),
+        }
+    }
+    match stopped {
+        Some(stopped) if !shutdown.is_cancelled() => Err(stopped.into()),
+        _ => Ok(()),
+    }
+}

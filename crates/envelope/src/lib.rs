@@ -51,25 +51,25 @@ pub const CONTENT_TYPE_PROTOBUF: &str = "application/protobuf";
 /// Media type of JSON payloads.
 pub const CONTENT_TYPE_JSON: &str = "application/json";
 
-/// Everything about an event but its payload.
+/// Everything about an event but its payload. Text is owned, or borrowed from wherever the event is written from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Envelope {
+pub struct Envelope<S = String> {
     pub event_id: Uuid,
-    pub event_type: String,
-    pub source: String,
-    pub entity_type: String,
-    pub entity_id: String,
+    pub event_type: S,
+    pub source: S,
+    pub entity_type: S,
+    pub entity_id: S,
     /// From 1.
     pub version: i64,
     /// Major version of the payload's schema, from 1.
     pub schema_version: i32,
     pub occurred_at: DateTime<Utc>,
-    pub content_type: String,
-    pub data_schema: Option<String>,
+    pub content_type: S,
+    pub data_schema: Option<S>,
     pub correlation_id: Option<Uuid>,
     pub causation_id: Option<Uuid>,
-    pub traceparent: Option<String>,
-    pub tracestate: Option<String>,
+    pub traceparent: Option<S>,
+    pub tracestate: Option<S>,
     /// Id of the outbox row; absent when the event did not come through an outbox.
     pub outbox_id: Option<i64>,
     pub metadata: BTreeMap<String, String>,
@@ -89,7 +89,7 @@ pub enum EnvelopeError {
     },
 }
 
-impl Envelope {
+impl<S: AsRef<str>> Envelope<S> {
     /// Calls `put` with each header's name and value, in a fixed order: the same envelope always gives the same bytes.
     pub fn write(&self, mut put: impl FnMut(&str, &[u8])) {
         use header::*;
@@ -101,11 +101,11 @@ impl Envelope {
                 .encode_lower(&mut Uuid::encode_buffer())
                 .as_bytes(),
         );
-        put(CE_SOURCE, self.source.as_bytes());
-        put(CE_TYPE, self.event_type.as_bytes());
+        put(CE_SOURCE, self.source.as_ref().as_bytes());
+        put(CE_TYPE, self.event_type.as_ref().as_bytes());
         put(
             CE_SUBJECT,
-            format!("{}/{}", self.entity_type, self.entity_id).as_bytes(),
+            format!("{}/{}", self.entity_type.as_ref(), self.entity_id.as_ref()).as_bytes(),
         );
         put(
             CE_TIME,
@@ -114,9 +114,9 @@ impl Envelope {
                 .as_bytes(),
         );
         if let Some(schema) = &self.data_schema {
-            put(CE_DATASCHEMA, schema.as_bytes());
+            put(CE_DATASCHEMA, schema.as_ref().as_bytes());
         }
-        put(CONTENT_TYPE, self.content_type.as_bytes());
+        put(CONTENT_TYPE, self.content_type.as_ref().as_bytes());
         put(AGGREGATE_VERSION, self.version.to_string().as_bytes());
         put(SCHEMA_VERSION, self.schema_version.to_string().as_bytes());
         if let Some(id) = &self.correlation_id {
@@ -136,10 +136,10 @@ impl Envelope {
             );
         }
         if let Some(trace) = &self.traceparent {
-            put(TRACEPARENT, trace.as_bytes());
+            put(TRACEPARENT, trace.as_ref().as_bytes());
         }
         if let Some(state) = &self.tracestate {
-            put(TRACESTATE, state.as_bytes());
+            put(TRACESTATE, state.as_ref().as_bytes());
         }
         if let Some(id) = self.outbox_id {
             put(OUTBOX_ID, id.to_string().as_bytes());
@@ -149,6 +149,9 @@ impl Envelope {
         }
     }
 
+}
+
+impl Envelope {
     /// Reads an envelope from a record's headers; unknown headers are passed over.
     ///
     /// # Errors

@@ -1,0 +1,301 @@
+//! What one reader of an outbox knows: head, holes, fence and floor.
+//!
+//! Ids are given before rows commit, so a row can turn up below ids that were read long ago. The reader therefore keeps
+//! the highest id it has seen (the *head*) and the ids below it that it has not (the *holes*), and asks for both in one
+//! statement. A hole closes when its row turns up, or when the *fence* shows that it never can: every transaction that
+//! could own it was listed after the head was seen, all of them have ended, and a later read did not find the row.
+//! Every id up to the *floor* is published or dead.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+
+use super::RangeSet;
+
+/// What is saved, and what a reader resumes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Every id up to here is published or dead.
+    pub floor: i64,
+    /// Ids above the floor that are published or dead.
+    pub published: RangeSet,
+}
+
+/// How a read went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Read {
+    /// The read stopped at its limit: there may be more rows after its last.
+    pub full: bool,
+    /// Id of the last row; `None` when there was no row.
+    pub last_id: Option<i64>,
+}
+
+/// The reader's knowledge of one outbox. `T` identifies a transaction.
+#[derive(Debug)]
+pub struct Tracker<T> {
+    floor: i64,
+    /// Above the floor, published or dead.
+    done: RangeSet,
+    head: i64,
+    /// In (floor, head], never seen.
+    holes: RangeSet,
+    fence: Option<Fence<T>>,
+}
+
+#[derive(Debug)]
+struct Fence<T> {
+    /// The head when the transactions were first listed.
+    head: i64,
+    /// Transactions of the first listing that every later one still had.
+    open: HashSet<T>,
+}
+
+impl<T: Eq + Hash> Tracker<T> {
+    /// Starts from saved progress. What is neither below the floor nor published counts as unseen.
+    pub fn resume(progress: Progress) -> Self {
+        let Progress { floor, published } = progress;
+        let head = published.last().unwrap_or(floor).max(floor);
+        let holes = published.gaps(floor + 1..head + 1);
+        let mut tracker = Self {
+            floor,
+            done: published,
+            head,
+            holes,
+            fence: None,
+        };
+        tracker.done.remove(i64::MIN..floor + 1);
+        tracker.advance_floor();
+        tracker
+    }
+
+    pub fn floor(&self) -> i64 {
+        self.floor
+    }
+
+    pub fn head(&self) -> i64 {
+        self.head
+    }
+
+    /// The ids below the head that a read must ask for.
+    pub fn holes(&self) -> &RangeSet {
+        &self.holes
+    }
+
+    /// How many ids up to the head are neither published nor known to be dead.
+    pub fn unfinished(&self) -> i64 {
+        self.head - self.floor - self.done.id_count()
+    }
+
+    /// Whether the row is new, and notes it as seen. Rows must come in the order of their ids, from one statement that
+    /// asked for all holes and for everything above the head.
+    pub fn observe(&mut self, id: i64) -> bool {
+        if id > self.head {
+            self.holes.insert(self.head + 1..id);
+            self.head = id;
+            true
+        } else if self.holes.contains(id) {
+            self.holes.remove(id..id + 1);
+            true
+        } else {
+            false
+        }
+    }
+
+    /// Kafka has acknowledged the row.
+    pub fn published(&mut self, id: i64) {
+        self.done.insert(id..id + 1);
+        self.advance_floor();
+    }
+
+    /// Whether the transactions should be listed now: there are holes, and no fence waits for a read.
+    pub fn wants_listing(&self) -> bool {
+        match &self.fence {
+            None => !self.holes.is_empty(),
+            Some(fence) => !fence.open.is_empty(),
+        }
+    }
+
+    /// Takes a listing of every transaction that may hold an id that it has not committed. The listing must have been
+    /// made after the last row was observed. The first one starts a fence at the head.
+    pub fn list(&mut self, transactions: impl IntoIterator<Item = T>) {
+        let listed: HashSet<T> = transactions.into_iter().collect();
+        match &mut self.fence {
+            None => {
+                self.fence = Some(Fence {
+                    head: self.head,
+                    open: listed,
+                })
+            }
+            Some(fence) => fence.open.retain(|transaction| listed.contains(transaction)),
+        }
+    }
+
+    /// Whether a read that starts now may end the fence: every transaction it waited for has ended.
+    pub fn fence_is_passed(&self) -> bool {
+        self.fence.as_ref().is_some_and(|fence| fence.open.is_empty())
+    }
+
+    /// Ends the fence after a read that began when [`Tracker::fence_is_passed`] and whose rows have been observed:
+    /// holes up to the fence's head are dead, provided that the read got that far. Returns how many ids died.
+    pub fn end_fence(&mut self, read: Read) -> i64 {
+        let reached = |head: i64| !read.full || read.last_id.is_some_and(|id| id >= head);
+        let Some(fence) = self
+            .fence
+            .take_if(|fence| fence.open.is_empty() && reached(fence.head))
+        else {
+            return 0;
+        };
+        let mut dead = self.holes.clone();
+        dead.remove(fence.head + 1..i64::MAX);
+        for range in dead.iter() {
+            self.holes.remove(range.clone());
+            self.done.insert(range);
+        }
+        self.advance_floor();
+        dead.id_count()
+    }
+
+    /// What to save: at most `max_ranges` ranges, the lowest; what is left out would be published again after a crash.
+    pub fn progress(&self, max_ranges: usize) -> Progress {
+        Progress {
+            floor: self.floor,
+            published: self.done.iter().take(max_ranges).collect(),
+        }
+    }
+
+    fn advance_floor(&mut self) {
+        if let Some(end) = self.done.take_from(self.floor + 1) {
+            self.floor = end - 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tracker() -> Tracker<u32> {
+        Tracker::resume(Progress::default())
+    }
+
+    fn holes(tracker: &Tracker<u32>) -> Vec<i64> {
+        tracker.holes().iter().flatten().collect()
+    }
+
+    #[test]
+    fn the_floor_follows_what_is_published_without_a_gap() {
+        let mut t = tracker();
+        for id in [1, 2, 3] {
+            assert!(t.observe(id));
+        }
+        t.published(2);
+        assert_eq!(t.floor(), 0);
+        t.published(1);
+        assert_eq!(t.floor(), 2);
+        t.published(3);
+        assert_eq!(
+            (t.floor(), t.progress(10)),
+            (
+                3,
+                Progress {
+                    floor: 3,
+                    published: RangeSet::default()
+                }
+            )
+        );
+    }
+
+    #[test]
+    fn a_row_that_commits_late_is_new_once() {
+        let mut t = tracker();
+        assert!(t.observe(5));
+        assert_eq!(holes(&t), [1, 2, 3, 4]);
+        assert!(t.observe(3));
+        assert!(!t.observe(3));
+        assert!(!t.observe(5));
+        assert_eq!(holes(&t), [1, 2, 4]);
+    }
+
+    #[test]
+    fn a_hole_lives_while_a_transaction_that_may_own_it_does() {
+        let mut t = tracker();
+        t.observe(3);
+        t.published(3);
+        t.list([7, 8]);
+        assert!(!t.fence_is_passed());
+        t.list([8, 9]);
+        // 9 began after the head was seen: it cannot own a hole.
+        t.list([9]);
+        assert!(t.fence_is_passed());
+        assert!(t.observe(2));
+        assert_eq!(
+            t.end_fence(Read {
+                full: false,
+                last_id: Some(2)
+            }),
+            1
+        );
+        t.published(2);
+        assert_eq!(t.floor(), 3);
+    }
+
+    #[test]
+    fn a_read_that_did_not_get_to_the_fence_ends_nothing() {
+        let mut t = tracker();
+        t.observe(10);
+        t.list([]);
+        assert_eq!(
+            t.end_fence(Read {
+                full: true,
+                last_id: Some(4)
+            }),
+            0
+        );
+        assert_eq!(
+            t.end_fence(Read {
+                full: true,
+                last_id: Some(10)
+            }),
+            9
+        );
+    }
+
+    #[test]
+    fn holes_above_the_fence_stay_open() {
+        let mut t = tracker();
+        t.observe(2);
+        t.list([]);
+        t.observe(5);
+        assert_eq!(
+            t.end_fence(Read {
+                full: false,
+                last_id: Some(5)
+            }),
+            1
+        );
+        assert_eq!(holes(&t), [3, 4]);
+        assert!(t.wants_listing());
+    }
+
+    #[test]
+    fn a_reader_resumes_with_all_that_was_not_published_as_holes() {
+        let published = [4..6, 9..10].into_iter().collect();
+        let mut t: Tracker<u32> = Tracker::resume(Progress { floor: 2, published });
+        assert_eq!((t.floor(), t.head(), holes(&t)), (2, 9, vec![3, 6, 7, 8]));
+        assert!(!t.observe(4));
+        t.observe(3);
+        t.published(3);
+        assert_eq!(t.floor(), 5);
+    }
+
+    #[test]
+    fn saved_ranges_are_capped_from_below() {
+        let mut t = tracker();
+        for id in 1..=9 {
+            t.observe(id);
+        }
+        for id in [3, 5, 7, 9] {
+            t.published(id);
+        }
+        assert_eq!(t.progress(2).published, [3..4, 5..6].into_iter().collect());
+    }
+}
