@@ -16,6 +16,9 @@ use diesel_async::{
     AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, SimpleAsyncConnection as _,
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntGauge, IntGaugeVec, Opts};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_postgres::{NoTls, config::SslMode};
 use tonic::{Code, Status};
@@ -254,6 +257,37 @@ impl Db {
         }
     }
 
+    /// Runs `work`, which only reads, outside any transaction. Repeated on a fresh connection like [`Db::transaction`]; it
+    /// may be dropped at any time, and ends with the deadline.
+    ///
+    /// # Errors
+    /// What `work` says, and every [`DbError`].
+    pub async fn read<I, T, E, F>(&self, deadline: Deadline, input: &I, work: F) -> Result<T, E>
+    where
+        I: Sync,
+        T: Send,
+        E: TransactionError,
+        F: for<'c> Fn(&'c mut AsyncPgConnection, &'c I) -> BoxFuture<'c, Result<T, E>> + Send + Sync,
+    {
+        let mut attempt = 1;
+        loop {
+            let mut connection = self.get(deadline).await?;
+            let error = match tokio::time::timeout_at(deadline.at(), work(&mut connection, input)).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    // Its query would keep whoever gets it next.
+                    drop(Object::take(connection));
+                    return Err(DbError::DeadlinePassed.into());
+                }
+            };
+            if !matches!(error.database(), Some(DbError::Unreachable(_))) || attempt == ATTEMPTS {
+                return Err(error);
+            }
+            attempt += 1;
+        }
+    }
+
     /// Asks the database something trivial.
     ///
     /// # Errors
@@ -286,14 +320,61 @@ impl Db {
         }
     }
 
-    /// Connections in use, idle, and allowed at most.
-    pub fn pool_usage(&self) -> (usize, usize, usize) {
+    /// The pool itself, for libraries that bound their waits and transactions on their own.
+    pub fn pool(&self) -> &Pool<AsyncPgConnection> {
+        &self.pool
+    }
+
+    /// Shows the pool as `db_pool_connections{state}` and `db_pool_waiting`.
+    ///
+    /// # Errors
+    /// When they are registered already.
+    pub fn register_metrics(&self, registry: &prometheus::Registry) -> prometheus::Result<()> {
+        registry.register(Box::new(PoolMetrics::new(self.pool.clone())?))
+    }
+}
+
+/// Reads the pool at each scrape.
+struct PoolMetrics {
+    pool: Pool<AsyncPgConnection>,
+    connections: IntGaugeVec,
+    waiting: IntGauge,
+}
+
+impl PoolMetrics {
+    fn new(pool: Pool<AsyncPgConnection>) -> prometheus::Result<Self> {
+        let connections = Opts::new(
+            "db_pool_connections",
+            "Connections of the pool: in use, idle, allowed at most.",
+        );
+        Ok(Self {
+            pool,
+            connections: IntGaugeVec::new(connections, &["state"])?,
+            waiting: IntGauge::new("db_pool_waiting", "Calls that wait for a connection.")?,
+        })
+    }
+}
+
+impl Collector for PoolMetrics {
+    fn desc(&self) -> Vec<&Desc> {
+        [self.connections.desc(), self.waiting.desc()].concat()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
         let status = self.pool.status();
-        (
-            status.size.saturating_sub(status.available),
-            status.available,
-            status.max_size,
-        )
+        let used = status.size.saturating_sub(status.available);
+        for (state, count) in [
+            ("used", used),
+            ("idle", status.available),
+            ("max", status.max_size),
+        ] {
+            self.connections
+                .with_label_values(&[state])
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        self.waiting
+            .set(i64::try_from(status.waiting).unwrap_or(i64::MAX));
+        [self.connections.collect(), self.waiting.collect()].concat()
     }
 }
 

@@ -90,12 +90,12 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_cap_applies_to_the_answer_only() {
+    #[test]
+    fn the_cap_applies_to_the_answer_only() {
         let (hour, minute) = (Duration::from_secs(3600), Duration::from_secs(60));
         let deadline = Deadline::new(Some(hour), minute);
-        assert_eq!(deadline.remaining(), minute);
-        assert_eq!(deadline.asked(), Some(Instant::now() + hour));
+        assert!(deadline.remaining() > minute / 2 && deadline.remaining() <= minute);
+        assert!(deadline.asked() > Some(deadline.at() + minute));
         assert!(!deadline.has_passed());
         assert!(Deadline::new(Some(Duration::ZERO), minute).has_passed());
     }

@@ -17,3 +17,4 @@ pub mod requests;
 pub mod shutdown;
 pub mod status;
 pub mod telemetry;
+pub mod validate;

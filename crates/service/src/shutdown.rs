@@ -220,12 +220,12 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_task_that_does_not_end_is_given_up() {
         let mut supervisor = Supervisor::new(CancellationToken::new());
         supervisor.spawn::<BoxError>("deaf", std::future::pending());
         supervisor.shutdown().cancel();
-        let error = supervisor.run(GRACE).await.expect_err("late");
+        let error = supervisor.run(Duration::from_millis(5)).await.expect_err("late");
         assert_eq!(error.to_string(), "tasks deaf did not end in time");
     }
 }

@@ -1,0 +1,253 @@
+//! What order-svc does: a function per command and per query.
+
+use std::time::Duration;
+
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
+use contracts::shop::order::v1 as proto;
+use diesel_async::AsyncPgConnection;
+use event_store::{Cause, StoredEvent};
+use service::command::Commands;
+use service::db::{Db, DbError, TransactionError};
+use service::deadline::Deadline;
+use service::requests::{self, Claim, RequestError, RequestKey};
+use service::telemetry;
+use uuid::Uuid;
+
+use crate::domain::{
+    Cancellation, CancelledBy, Change, Command, Items, NewOrder, Order, OrderId, PaymentMethodId, Refusal,
+    UserId,
+};
+use crate::store::{self, Lock, StoreError};
+
+/// The source in the envelopes of this service's events.
+const SOURCE: &str = "/order-svc";
+
+/// Why a command or a query did not succeed. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error("there is no such order of this user")]
+    NotFound,
+    #[error("the order is at another version than expected")]
+    VersionMismatch,
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<DbError> for CommandError {
+    fn from(error: DbError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl TransactionError for CommandError {
+    fn database(&self) -> Option<&DbError> {
+        match self {
+            Self::Request(RequestError::Database(error)) | Self::Store(StoreError::Database(error)) => {
+                Some(error)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A valid PlaceOrder.
+#[derive(Debug)]
+pub struct PlaceOrder {
+    pub request: RequestKey,
+    pub user_id: UserId,
+    pub items: Items,
+    pub user_email: Option<String>,
+    pub payment_method_id: Option<PaymentMethodId>,
+}
+
+/// A valid CancelOrder.
+#[derive(Debug)]
+pub struct CancelOrder {
+    pub request: RequestKey,
+    pub user_id: UserId,
+    pub order_id: OrderId,
+    pub reason: String,
+    /// The version that the order must be at, if that matters.
+    pub expected_version: Option<i64>,
+}
+
+/// The commands and queries on orders. Clones share the pool.
+#[derive(Debug, Clone)]
+pub struct Orders {
+    commands: Commands,
+    pay_within: TimeDelta,
+}
+
+impl Orders {
+    /// `pay_within` is how long users have to pay.
+    pub fn new(commands: Commands, pay_within: Duration) -> Self {
+        Self {
+            commands,
+            pay_within: TimeDelta::from_std(pay_within).unwrap_or(TimeDelta::MAX),
+        }
+    }
+
+    fn db(&self) -> &Db {
+        self.commands.db()
+    }
+
+    /// Places an order.
+    ///
+    /// # Errors
+    /// [`CommandError`]
+    pub async fn place(
+        &self,
+        deadline: Deadline,
+        command: PlaceOrder,
+    ) -> Result<proto::PlaceOrderResponse, CommandError> {
+        // Chosen here, so that it stays the same when the transaction has to be begun again.
+        let id = OrderId(Uuid::now_v7());
+        let input = (command, id, self.pay_within);
+        self.commands
+            .run(deadline, input, |conn, (command, id, pay)| {
+                Box::pin(place(conn, command, *id, *pay))
+            })
+            .await
+    }
+
+    /// Cancels an order.
+    ///
+    /// # Errors
+    /// [`CommandError`]
+    pub async fn cancel(
+        &self,
+        deadline: Deadline,
+        command: CancelOrder,
+    ) -> Result<proto::CancelOrderResponse, CommandError> {
+        self.commands
+            .run(deadline, command, |conn, command| Box::pin(cancel(conn, command)))
+            .await
+    }
+
+    /// An order of this user.
+    ///
+    /// # Errors
+    /// [`CommandError::NotFound`], also when it is someone else's.
+    pub async fn get(&self, deadline: Deadline, user_id: UserId, id: OrderId) -> Result<Order, CommandError> {
+        self.db()
+            .read(deadline, &(user_id, id), |conn, (user_id, id)| {
+                Box::pin(find(conn, *user_id, *id, Lock::None))
+            })
+            .await
+    }
+
+    /// Events of an order of this user after a version, oldest first, at most `limit`.
+    ///
+    /// # Errors
+    /// [`CommandError::NotFound`], also when it is someone else's.
+    pub async fn history(
+        &self,
+        deadline: Deadline,
+        user_id: UserId,
+        id: OrderId,
+        after_version: i64,
+        limit: u16,
+    ) -> Result<Vec<StoredEvent>, CommandError> {
+        let input = (user_id, id, after_version, limit);
+        self.db()
+            .read(deadline, &input, |conn, &(user_id, id, after, limit)| {
+                Box::pin(async move {
+                    find(conn, user_id, id, Lock::None).await?;
+                    Ok(store::history(conn, id, after, limit).await?)
+                })
+            })
+            .await
+    }
+}
+
+async fn place(
+    conn: &mut AsyncPgConnection,
+    command: &PlaceOrder,
+    id: OrderId,
+    pay_within: TimeDelta,
+) -> Result<proto::PlaceOrderResponse, CommandError> {
+    let ticket = match requests::claim(conn, &command.request).await? {
+        Claim::New(ticket) => ticket,
+        Claim::Repeat(response) => return Ok(response),
+    };
+    let now = now();
+    let order = NewOrder {
+        id,
+        user_id: command.user_id,
+        items: command.items.clone(),
+        user_email: command.user_email.clone(),
+        payment_method_id: command.payment_method_id,
+        pay_by: now + pay_within,
+    };
+    let change = Change::make(None, Command::Place(order), now)?;
+    let response = proto::PlaceOrderResponse {
+        order: Some(change.order().into()),
+    };
+    ticket.complete(conn, &response).await?;
+    store::save(conn, &change, &cause(id, &command.request)).await?;
+    Ok(response)
+}
+
+async fn cancel(
+    conn: &mut AsyncPgConnection,
+    command: &CancelOrder,
+) -> Result<proto::CancelOrderResponse, CommandError> {
+    let ticket = match requests::claim(conn, &command.request).await? {
+        Claim::New(ticket) => ticket,
+        Claim::Repeat(response) => return Ok(response),
+    };
+    let order = find(conn, command.user_id, command.order_id, Lock::Update).await?;
+    if command
+        .expected_version
+        .is_some_and(|expected| expected != order.version)
+    {
+        return Err(CommandError::VersionMismatch);
+    }
+    let cancellation = Cancellation {
+        by: CancelledBy::User,
+        reason: command.reason.clone(),
+    };
+    // An order cannot end before it began, whatever the clocks of two replicas say.
+    let now = now().max(order.updated_at);
+    let change = Change::make(Some(order), Command::Cancel(cancellation), now)?;
+    let response = proto::CancelOrderResponse {
+        order: Some(change.order().into()),
+    };
+    ticket.complete(conn, &response).await?;
+    store::save(conn, &change, &cause(command.order_id, &command.request)).await?;
+    Ok(response)
+}
+
+/// The order, if it is this user's.
+async fn find(
+    conn: &mut AsyncPgConnection,
+    user_id: UserId,
+    id: OrderId,
+    lock: Lock,
+) -> Result<Order, CommandError> {
+    store::load(conn, id, lock)
+        .await?
+        .filter(|order| order.user_id == user_id)
+        .ok_or(CommandError::NotFound)
+}
+
+/// All that happens to an order is joined by the order's own id; each command is named by its request.
+fn cause(id: OrderId, request: &RequestKey) -> Cause {
+    let trace = telemetry::current_trace_context();
+    Cause {
+        source: SOURCE,
+        correlation_id: id.0,
+        causation_id: Some(request.request_id()),
+        traceparent: trace.traceparent,
+        tracestate: trace.tracestate,
+    }
+}
+
+/// The time, as exactly as PostgreSQL keeps it.
+fn now() -> DateTime<Utc> {
+    Utc::now().trunc_subsecs(6)
+}
