@@ -19,6 +19,9 @@ use crate::{build, chaos, ui};
 /// In chaos, the load is spread over at least this long, so that the kills land within it.
 const CHAOS_LOAD_SECONDS: u64 = 8;
 
+/// In chaos, a relay that takes over waits so long at most, and there are several takeovers within the load.
+const CHAOS_LEASE: Duration = Duration::from_secs(1);
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// How many orders to place
@@ -101,6 +104,7 @@ async fn in_folder(options: &Options, folder: &Path) -> Result<Report> {
         kafka_brokers: kafka.brokers(),
         port_base: None,
         order_query_instances: 2,
+        relay_lease: options.chaos.then_some(CHAOS_LEASE),
     };
     ui::step("databases and topics", async {
         plan.create_databases().await?;

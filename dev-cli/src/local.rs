@@ -223,6 +223,7 @@ impl Local {
             kafka_brokers: kafka.brokers(),
             port_base: Some(base),
             order_query_instances: 2,
+            relay_lease: None,
         };
         ui::step("databases and topics", async {
             plan.create_databases().await?;

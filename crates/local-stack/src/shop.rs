@@ -1,6 +1,7 @@
 //! The shop's processes, as the demo, `./dev up` and tests across processes start them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -26,6 +27,8 @@ pub struct Plan {
     pub port_base: Option<u16>,
     /// How many instances of order-query-svc there are.
     pub order_query_instances: u16,
+    /// How long the relay's lease outlives a relay that was killed; its default if not given.
+    pub relay_lease: Option<Duration>,
 }
 
 /// How many ports a [`Plan`] with a base uses.
@@ -106,6 +109,10 @@ impl Plan {
         let builder = Process::builder("outbox-relay", &self.folder)
             .set("kafka.brokers", &self.kafka_brokers)
             .set("outbox.orders.database_url", self.orders_url());
+        let builder = match self.relay_lease {
+            Some(lease) => builder.set("outbox.orders.lease_ttl", format!("{}ms", lease.as_millis())),
+            None => builder,
+        };
         self.ports(builder, 30)
     }
 
