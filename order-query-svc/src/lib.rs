@@ -1,1 +1,187 @@
-//! Under construction.
+//! order-query-svc: the read model of orders.
+//!
+//! Events of `events.order` are applied to the table `order_views` ([`projection`], on the crate `consumer`), and queries are
+//! answered from it ([`grpc`], [`app`]). Replicas share the database and divide the partitions among them; any of them answers any
+//! query, also one that waits for what another replica applies ([`waits`]).
+
+pub mod app;
+pub mod config;
+pub mod domain;
+pub mod grpc;
+pub mod projection;
+pub mod store;
+pub mod waits;
+
+mod events;
+mod page;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use consumer::Consumer;
+use contracts::shop::orderquery::v1::order_query_service_server::OrderQueryServiceServer;
+use prometheus::IntGauge;
+use service::admin::{AdminServer, Check, Readiness};
+use service::config::Database;
+use service::db::{self, Db};
+use service::grpc::GrpcServer;
+use service::shutdown::{BoxError, Supervisor};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::Queries;
+use crate::config::Config;
+use crate::grpc::{DOMAIN, OrderQueries};
+use crate::projection::Projection;
+use crate::waits::Waits;
+
+/// The name of this process.
+pub const NAME: &str = env!("CARGO_PKG_NAME");
+/// Its version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// How often readiness is looked at.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// For what comes after the drains.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The process, listening and about to serve.
+pub struct App {
+    config: Config,
+    db: Db,
+    waits: Arc<Waits>,
+    consumer: Consumer<Projection>,
+    grpc: GrpcServer,
+    admin: AdminServer,
+    readiness: Readiness,
+    waiting: IntGauge,
+}
+
+impl App {
+    /// Makes everything and listens; reads nothing and serves nobody yet. Neither database nor Kafka need be there.
+    ///
+    /// # Errors
+    /// When an address cannot be bound, or a part cannot be made.
+    pub async fn build(config: Config) -> Result<Self, BoxError> {
+        let registry = service::metrics::registry(NAME, VERSION)?;
+        let waiting = IntGauge::new(
+            "order_query_waiting",
+            "Calls and streams that wait for an order to change.",
+        )?;
+        registry.register(Box::new(waiting.clone()))?;
+        let readiness = Readiness::default();
+        let waits = Arc::new(Waits::new(config.max_waiting));
+        let db = Db::new(&config.database, NAME)?;
+        // Connections of its own, so that neither queries nor the projection can keep the other waiting.
+        let projection_database = Database {
+            pool_size: config.projection.workers,
+            ..config.database.clone()
+        };
+        let projection_db = Db::new(&projection_database, "order-query-svc projection")?;
+        let consumer = Consumer::new(
+            config.projection.clone(),
+            projection_db.pool().clone(),
+            Projection::new(Arc::clone(&waits)),
+            &registry,
+        )?;
+        let grpc = GrpcServer::bind(&config.grpc, contracts::FILE_DESCRIPTOR_SET, DOMAIN, &registry).await?;
+        let admin = AdminServer::bind(config.admin.listen, registry, readiness.clone()).await?;
+        Ok(Self {
+            config,
+            db,
+            waits,
+            consumer,
+            grpc,
+            admin,
+            readiness,
+            waiting,
+        })
+    }
+
+    /// Where gRPC is served.
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.grpc.local_addr()
+    }
+
+    /// Where metrics and probes are served.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin.local_addr()
+    }
+
+    /// Serves and projects until `shutdown`, then ends within the configured drains.
+    ///
+    /// # Errors
+    /// When a part ends that should not.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), BoxError> {
+        let Self {
+            config,
+            db,
+            waits,
+            consumer,
+            mut grpc,
+            admin,
+            readiness,
+            waiting,
+        } = self;
+        if let Some(file) = &config.instance.endpoints_file {
+            let endpoints = [("grpc", grpc.local_addr()), ("admin", admin.local_addr())];
+            service::endpoints::write(file, &endpoints).await?;
+        }
+        tracing::info!(grpc = %grpc.local_addr(), admin = %admin.local_addr(), "listening");
+        let mut supervisor = Supervisor::new(shutdown);
+        let queries = Queries::new(db.clone(), Arc::clone(&waits), supervisor.shutdown());
+        let service = OrderQueryServiceServer::new(OrderQueries::new(queries, config.grpc.max_deadline))
+            .max_decoding_message_size(config.grpc.max_request_bytes)
+            .max_encoding_message_size(config.grpc.max_response_bytes);
+        grpc.add_service(service).await;
+
+        supervisor.spawn_background("admin", admin.serve());
+        supervisor.spawn_background(
+            "database check",
+            db.clone().watch(readiness.check("database"), CHECK_INTERVAL),
+        );
+        let status = consumer.status();
+        supervisor.spawn_background(
+            "projection check",
+            watch(status, readiness.check("projection"), Arc::clone(&waits), waiting),
+        );
+        supervisor.spawn_background("waits", waits.poll(db));
+        supervisor.spawn("projection", consumer.run(supervisor.shutdown()));
+        supervisor.spawn("grpc", grpc.serve(supervisor.shutdown()));
+        let serving = config.grpc.shutdown_wait + config.grpc.drain;
+        let projecting = 2 * config.projection.drain_timeout;
+        Ok(supervisor.run(serving.max(projecting) + GRACE).await?)
+    }
+}
+
+/// Keeps the projection's readiness, and a gauge, up to date.
+async fn watch(
+    status: consumer::Status,
+    check: Check,
+    waits: Arc<Waits>,
+    waiting: IntGauge,
+) -> Result<(), Infallible> {
+    loop {
+        let problems = status.problems();
+        check.set(if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems.join("; "))
+        });
+        waiting.set(i64::try_from(waits.len()).unwrap_or(i64::MAX));
+        sleep(CHECK_INTERVAL).await;
+    }
+}
+
+/// Brings the database up to date.
+///
+/// # Errors
+/// When it cannot be reached, or a migration fails.
+pub async fn migrate(database: &Database) -> Result<(), BoxError> {
+    for name in db::migrate(database, [consumer::MIGRATIONS, store::MIGRATIONS]).await? {
+        tracing::info!(migration = name, "migrated");
+    }
+    Ok(())
+}

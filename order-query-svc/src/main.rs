@@ -1,1 +1,53 @@
-fn main() {}
+//! The process; see the library.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use order_query_svc::config::{Config, PREFIX};
+use order_query_svc::{App, NAME, VERSION, migrate};
+use service::process::{ConfigArgs, Process};
+
+/// The read model of orders.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve and project until SIGTERM (what happens without a command).
+    Run,
+    /// Bring the database up to date.
+    Migrate,
+    /// Only check the configuration.
+    CheckConfig,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = match arguments.config.load(PREFIX, Config::read) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let (instance, log, telemetry) = (
+        config.instance.clone(),
+        config.log.clone(),
+        config.telemetry.clone(),
+    );
+    let process = Process {
+        name: NAME,
+        version: VERSION,
+        instance: &instance,
+        log: &log,
+        telemetry: &telemetry,
+    };
+    match arguments.command.unwrap_or(Command::Run) {
+        Command::Run => process.run(async |shutdown| App::build(config).await?.run(shutdown).await),
+        Command::Migrate => process.run(async |_| migrate(&config.database).await),
+        Command::CheckConfig => ExitCode::SUCCESS,
+    }
+}

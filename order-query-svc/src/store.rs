@@ -1,0 +1,316 @@
+//! The views in PostgreSQL. Nothing else here names the schema.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::QueryResult;
+use diesel::prelude::{
+    BoolExpressionMethods as _, ExpressionMethods as _, Insertable, OptionalExtension as _, QueryDsl as _,
+    Queryable, Selectable, SelectableHelper as _,
+};
+use diesel::upsert::excluded;
+use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+use serde::{Deserialize, Serialize};
+use service::db::{BoxFuture, Db, DbError};
+use service::deadline::Deadline;
+use uuid::Uuid;
+
+use crate::domain::{Item, OrderView, Status};
+
+diesel::table! {
+    order_views (order_id) {
+        order_id -> Uuid,
+        user_id -> Uuid,
+        status -> SmallInt,
+        items -> Jsonb,
+        total_minor_units -> BigInt,
+        currency_code -> Text,
+        order_version -> BigInt,
+        placed_at -> Timestamptz,
+        updated_at -> Timestamptz,
+        pay_by -> Nullable<Timestamptz>,
+        cancel_reason -> Text,
+        tracking_number -> Text,
+        carrier -> Text,
+    }
+}
+
+/// PostgreSQL takes at most 65,535 parameters in a statement.
+const ROWS_PER_INSERT: usize = 2_000;
+
+/// How often a read is tried when the connection turns out to be broken.
+const ATTEMPTS: usize = 2;
+
+/// The tables of this service; those of the consumer runtime come beside them.
+pub const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
+    diesel_migrations::embed_migrations!("../migrations/order-query");
+
+#[derive(Debug, Clone, Queryable, Selectable, Insertable)]
+#[diesel(table_name = order_views, check_for_backend(diesel::pg::Pg))]
+struct Row {
+    order_id: Uuid,
+    user_id: Uuid,
+    status: i16,
+    items: serde_json::Value,
+    total_minor_units: i64,
+    currency_code: String,
+    order_version: i64,
+    placed_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+    pay_by: Option<DateTime<Utc>>,
+    cancel_reason: String,
+    tracking_number: String,
+    carrier: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ItemRow {
+    product_id: Uuid,
+    quantity: i32,
+    unit_price_minor_units: i64,
+}
+
+/// Where a page of a user's orders begins: behind this order, newest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Whole microseconds, as PostgreSQL keeps it.
+    pub placed_at: DateTime<Utc>,
+    pub order_id: Uuid,
+}
+
+impl Position {
+    /// That of an order.
+    pub fn of(view: &OrderView) -> Self {
+        Self {
+            placed_at: view.placed_at,
+            order_id: view.order_id,
+        }
+    }
+}
+
+/// The views of these orders, to be folded on; those that there are.
+pub(crate) async fn load(
+    connection: &mut AsyncPgConnection,
+    orders: &[Uuid],
+) -> QueryResult<HashMap<Uuid, OrderView>> {
+    let rows: Vec<Row> = order_views::table
+        .filter(order_views::order_id.eq_any(orders))
+        .select(Row::as_select())
+        .load(connection)
+        .await?;
+    rows.into_iter()
+        .map(|row| Ok((row.order_id, row.view()?)))
+        .collect()
+}
+
+/// Writes the views, whether they are new or not. Each order once.
+pub(crate) async fn save(connection: &mut AsyncPgConnection, views: &[OrderView]) -> QueryResult<()> {
+    for chunk in views.chunks(ROWS_PER_INSERT) {
+        let rows = chunk.iter().map(Row::of).collect::<QueryResult<Vec<Row>>>()?;
+        use order_views as o;
+        diesel::insert_into(o::table)
+            .values(rows)
+            .on_conflict(o::order_id)
+            .do_update()
+            .set((
+                o::status.eq(excluded(o::status)),
+                o::order_version.eq(excluded(o::order_version)),
+                o::updated_at.eq(excluded(o::updated_at)),
+                o::cancel_reason.eq(excluded(o::cancel_reason)),
+                o::tracking_number.eq(excluded(o::tracking_number)),
+                o::carrier.eq(excluded(o::carrier)),
+            ))
+            .execute(connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// One order of a user; `None` as well when it is someone else's.
+///
+/// # Errors
+/// When the database does not answer in time.
+pub async fn get(
+    db: &Db,
+    deadline: Deadline,
+    user_id: Uuid,
+    order_id: Uuid,
+) -> Result<Option<OrderView>, DbError> {
+    let row: Option<Row> = read(db, deadline, move |connection| {
+        Box::pin(async move {
+            order_views::table
+                .filter(
+                    order_views::order_id
+                        .eq(order_id)
+                        .and(order_views::user_id.eq(user_id)),
+                )
+                .select(Row::as_select())
+                .first(connection)
+                .await
+                .optional()
+        })
+    })
+    .await?;
+    Ok(row.map(Row::view).transpose()?)
+}
+
+/// A user's orders behind `after`, newest first, at most `limit`.
+///
+/// # Errors
+/// When the database does not answer in time.
+pub async fn list(
+    db: &Db,
+    deadline: Deadline,
+    user_id: Uuid,
+    status: Option<Status>,
+    after: Option<Position>,
+    limit: u16,
+) -> Result<Vec<OrderView>, DbError> {
+    let rows: Vec<Row> = read(db, deadline, move |connection| {
+        Box::pin(async move {
+            let mut query = order_views::table
+                .filter(order_views::user_id.eq(user_id))
+                .select(Row::as_select())
+                .order((order_views::placed_at.desc(), order_views::order_id.desc()))
+                .limit(i64::from(limit))
+                .into_boxed();
+            if let Some(status) = status {
+                query = query.filter(order_views::status.eq(code(status)));
+            }
+            if let Some(after) = after {
+                // The first condition is what the index is entered by; the second one tells orders of one moment apart.
+                query = query.filter(order_views::placed_at.le(after.placed_at)).filter(
+                    order_views::placed_at
+                        .lt(after.placed_at)
+                        .or(order_views::order_id.lt(after.order_id)),
+                );
+            }
+            query.load(connection).await
+        })
+    })
+    .await?;
+    Ok(rows.into_iter().map(Row::view).collect::<QueryResult<_>>()?)
+}
+
+/// The versions that these orders' views have reached; those that there are.
+///
+/// # Errors
+/// When the database does not answer in time.
+pub async fn versions(db: &Db, deadline: Deadline, orders: Vec<Uuid>) -> Result<Vec<(Uuid, i64)>, DbError> {
+    read(db, deadline, move |connection| {
+        let orders = orders.clone();
+        Box::pin(async move {
+            order_views::table
+                .filter(order_views::order_id.eq_any(orders))
+                .select((order_views::order_id, order_views::order_version))
+                .load(connection)
+                .await
+        })
+    })
+    .await
+}
+
+/// One statement that changes nothing: tried again on another connection when the one it got was broken.
+async fn read<T, F>(db: &Db, deadline: Deadline, query: F) -> Result<T, DbError>
+where
+    F: for<'c> Fn(&'c mut AsyncPgConnection) -> BoxFuture<'c, QueryResult<T>>,
+{
+    let mut attempt = 1;
+    loop {
+        let mut connection = db.get(deadline).await?;
+        let answer = tokio::time::timeout(deadline.remaining().max(MINIMUM), query(&mut connection)).await;
+        match answer
+            .map_err(|_| DbError::DeadlinePassed)?
+            .map_err(DbError::from)
+        {
+            Err(DbError::Unreachable(_)) if attempt < ATTEMPTS => attempt += 1,
+            answer => return answer,
+        }
+    }
+}
+
+/// Less than this is no time to ask a database anything.
+const MINIMUM: Duration = Duration::from_millis(1);
+
+impl Row {
+    fn of(view: &OrderView) -> QueryResult<Self> {
+        let items: Vec<ItemRow> = view
+            .items
+            .iter()
+            .map(|item| ItemRow {
+                product_id: item.product_id,
+                quantity: item.quantity,
+                unit_price_minor_units: item.unit_price_minor_units,
+            })
+            .collect();
+        Ok(Self {
+            order_id: view.order_id,
+            user_id: view.user_id,
+            status: code(view.status),
+            items: serde_json::to_value(items)
+                .map_err(|error| diesel::result::Error::SerializationError(error.into()))?,
+            total_minor_units: view.total_minor_units,
+            currency_code: view.currency_code.clone(),
+            order_version: view.version,
+            placed_at: view.placed_at,
+            updated_at: view.updated_at,
+            pay_by: view.pay_by,
+            cancel_reason: view.cancel_reason.clone(),
+            tracking_number: view.tracking_number.clone(),
+            carrier: view.carrier.clone(),
+        })
+    }
+
+    fn view(self) -> QueryResult<OrderView> {
+        let unreadable = |error| diesel::result::Error::DeserializationError(error);
+        let items: Vec<ItemRow> =
+            serde_json::from_value(self.items).map_err(|error| unreadable(error.into()))?;
+        Ok(OrderView {
+            order_id: self.order_id,
+            user_id: self.user_id,
+            status: status(self.status).ok_or_else(|| unreadable("order_views.status".into()))?,
+            items: items
+                .into_iter()
+                .map(|item| Item {
+                    product_id: item.product_id,
+                    quantity: item.quantity,
+                    unit_price_minor_units: item.unit_price_minor_units,
+                })
+                .collect(),
+            total_minor_units: self.total_minor_units,
+            currency_code: self.currency_code,
+            version: self.order_version,
+            placed_at: self.placed_at,
+            updated_at: self.updated_at,
+            pay_by: self.pay_by,
+            cancel_reason: self.cancel_reason,
+            tracking_number: self.tracking_number,
+            carrier: self.carrier,
+        })
+    }
+}
+
+fn code(status: Status) -> i16 {
+    match status {
+        Status::Pending => 1,
+        Status::Paid => 2,
+        Status::Confirmed => 3,
+        Status::Shipped => 4,
+        Status::Delivered => 5,
+        Status::Cancelled => 6,
+    }
+}
+
+fn status(code: i16) -> Option<Status> {
+    [
+        Status::Pending,
+        Status::Paid,
+        Status::Confirmed,
+        Status::Shipped,
+        Status::Delivered,
+        Status::Cancelled,
+    ]
+    .into_iter()
+    .find(|status| self::code(*status) == code)
+}
