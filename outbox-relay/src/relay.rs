@@ -24,7 +24,7 @@ const COLLECT: Duration = Duration::from_millis(1);
 /// Holes mostly fill by themselves within this time; only then is a fence started.
 const FENCE_DELAY: Duration = Duration::from_millis(20);
 /// How often the sequence is checked, and backlog and age are measured.
-const INSPECT: Duration = Duration::from_secs(2);
+const INSPECT: Duration = Duration::from_secs(1);
 /// How long records in flight may take to be acknowledged at a stop.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Ranges above the floor that are saved at the most: what is beyond is published again after a crash.
@@ -222,7 +222,7 @@ impl Term<'_> {
         while !shutdown.is_cancelled() {
             self.tick().await?;
             let full = self.poll(shutdown).await?;
-            self.inspect().await?;
+            self.inspect(full.is_none()).await?;
             match full {
                 Some(true) => {
                     pause = config.poll_min;
@@ -425,8 +425,8 @@ impl Term<'_> {
         }
     }
 
-    /// Checks the sequence, and measures backlog and age.
-    async fn inspect(&mut self) -> Result<(), TermError> {
+    /// Checks the sequence, and measures backlog and age. While `idle`, ids that nobody committed are looked into too.
+    async fn inspect(&mut self, idle: bool) -> Result<(), TermError> {
         if self.inspected.is_some_and(|at| at.elapsed() < INSPECT) {
             return Ok(());
         }
@@ -436,7 +436,10 @@ impl Term<'_> {
         if given < seen {
             return Err(TermError::SequenceSetBack { given, seen });
         }
-        let backlog = self.tracker.unfinished() + given - seen;
+        if idle {
+            self.tracker.given(given);
+        }
+        let backlog = self.tracker.unfinished() + given - self.tracker.head();
         let age = if backlog == 0 {
             0.0
         } else {

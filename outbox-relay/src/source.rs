@@ -153,30 +153,18 @@ impl Source {
             let _ = connection.await;
         });
         // A generic plan made while the table was small would later scan and sort all of it: the head is always
-        // reached through the primary key.
+        // reached through the primary key. What the planner must do all the same counts as so expensive then that it
+        // would compile each statement, for half a second: no JIT.
         let session = format!(
             "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = off; SET enable_bitmapscan = off;
-             SET enable_sort = off; SET search_path = pg_catalog; SET statement_timeout = {}; SET synchronous_commit = on",
+             SET enable_sort = off; SET jit = off; SET search_path = pg_catalog; SET statement_timeout = {}; SET synchronous_commit = on",
             limit.as_millis()
         );
         within(limit, "set the session up", client.batch_execute(&session)).await?;
         let relations = check(&client, table, limit).await?;
 
-        let columns: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
-        let columns = columns.join(", ");
-        let q = table.quoted();
         let progress_table = table.sibling_quoted("outbox_relay");
-        // One statement, one snapshot: holes and head in two would show version 2 without version 1. The outer limit
-        // keeps what is above a hole from overtaking it. The server check is evaluated once per statement.
-        let read = format!(
-            "SELECT * FROM (
-               (SELECT o.* FROM unnest($1::text::int8multirange) g(r) CROSS JOIN LATERAL
-                 (SELECT {columns} FROM {q} WHERE id >= lower(g.r) AND id < upper(g.r) ORDER BY id LIMIT $3) o)
-               UNION ALL
-               (SELECT {columns} FROM {q} WHERE id > $2 ORDER BY id LIMIT $3)) x
-             WHERE pg_postmaster_start_time()::text = $4
-             ORDER BY id LIMIT $3"
-        );
+        let read = read_sql(table);
         let list = "SELECT DISTINCT virtualtransaction, pg_postmaster_start_time()::text
                FROM pg_locks
               WHERE locktype = 'relation' AND granted AND mode = 'RowExclusiveLock'
@@ -432,6 +420,22 @@ impl Source {
     }
 }
 
+/// One statement, one snapshot: holes and head in two would show version 2 without version 1. The outer limit keeps what
+/// is above a hole from overtaking it. The server is compared once per statement, not per row.
+fn read_sql(table: &TableName) -> String {
+    let columns: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
+    let (columns, table) = (columns.join(", "), table.quoted());
+    format!(
+        "SELECT * FROM (
+           (SELECT o.* FROM unnest($1::text::int8multirange) g(r) CROSS JOIN LATERAL
+             (SELECT {columns} FROM {table} WHERE id >= lower(g.r) AND id < upper(g.r) ORDER BY id LIMIT $3) o)
+           UNION ALL
+           (SELECT {columns} FROM {table} WHERE id > $2 ORDER BY id LIMIT $3)) x
+         WHERE pg_postmaster_start_time()::text = $4
+         ORDER BY id LIMIT $3"
+    )
+}
+
 fn unavailable(doing: &'static str, source: tokio_postgres::Error) -> SourceError {
     SourceError::Unavailable { doing, source }
 }
@@ -573,11 +577,46 @@ async fn check(client: &Client, table: &TableName, limit: Duration) -> Result<Ve
 
 #[cfg(test)]
 mod tests {
+    use local_stack::testing::Database;
+
     use super::*;
 
     #[test]
     fn ranges_are_written_as_postgresql_reads_them() {
         assert_eq!(multirange(&RangeSet::default()), "{}");
         assert_eq!(multirange(&[1..3, 7..8].into_iter().collect()), "{[1,3),[7,8)}");
+    }
+
+    /// Prepared while the table is empty, the read must not turn into a scan, or be compiled, once there are rows.
+    #[tokio::test]
+    async fn the_read_reaches_the_head_through_the_primary_key() {
+        let database = Database::empty().await;
+        let client = database.connect().await.expect("connected");
+        let schema = include_str!("../../migrations/outbox/2026-01-01-000001_outbox/up.sql");
+        client.batch_execute(schema).await.expect("created");
+        let config = database.url().parse().expect("a URL");
+        let limit = Duration::from_secs(20);
+        let source = Source::connect(&config, &TableName::default(), "test", limit)
+            .await
+            .expect("connected");
+        let explain = format!("EXPLAIN (ANALYZE, COSTS OFF) {}", read_sql(&TableName::default()));
+        let explain = source.client.prepare(&explain).await.expect("prepared");
+        client
+            .batch_execute(
+                "INSERT INTO outbox (event_id, aggregate_type, aggregate_id, aggregate_version, event_type, source)
+                 SELECT gen_random_uuid(), 't', 'k', n, 'x', '/x' FROM generate_series(1, 50000) n",
+            )
+            .await
+            .expect("inserted");
+        for _ in 0..8 {
+            let params: [&(dyn ToSql + Sync); 4] =
+                [&"{[3,5),[100,200)}", &49_990i64, &500i64, &source.server];
+            let plan = source.client.query(&explain, &params).await.expect("explained");
+            let plan: Vec<&str> = plan.iter().map(|row| row.get(0)).collect();
+            let plan = plan.join("\n");
+            assert_eq!(plan.matches("Index Scan using outbox_pkey").count(), 2, "{plan}");
+            assert!(plan.contains("One-Time Filter"), "{plan}");
+            assert!(!plan.contains("Seq Scan") && !plan.contains("JIT"), "{plan}");
+        }
     }
 }

@@ -154,6 +154,7 @@ enum Step {
     End { which: usize, commit: bool },
     Poll { limit: usize },
     List,
+    AskSequence,
     Write(usize),
     Acknowledge(usize),
     Save { max_ranges: usize },
@@ -168,6 +169,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0usize..4, prop::bool::weighted(0.7)).prop_map(|(which, commit)| Step::End { which, commit }),
         6 => (1usize..5).prop_map(|limit| Step::Poll { limit }),
         3 => Just(Step::List),
+        1 => Just(Step::AskSequence),
         6 => (0..ENTITIES).prop_map(Step::Write),
         5 => (0..ENTITIES).prop_map(Step::Acknowledge),
         2 => (1usize..3).prop_map(|max_ranges| Step::Save { max_ranges }),
@@ -203,6 +205,7 @@ proptest! {
                 Step::End { which, commit } => database.end(which, commit),
                 Step::Poll { limit } => reader.poll(&database, limit),
                 Step::List => reader.list(&database),
+                Step::AskSequence => reader.tracker.given(database.last_id),
                 Step::Write(partition) => reader.write(partition, &mut topic),
                 Step::Acknowledge(partition) => reader.acknowledge(partition),
                 Step::Save { max_ranges } => {
@@ -223,6 +226,7 @@ proptest! {
             database.end(0, true);
         }
         for _ in 0..database.last_id * 4 + 8 {
+            reader.tracker.given(database.last_id);
             reader.list(&database);
             reader.poll(&database, 3);
             for partition in 0..ENTITIES {
@@ -234,7 +238,7 @@ proptest! {
             let all: Vec<i64> = (1..=database.versions[entity]).collect();
             prop_assert_eq!(first_occurrences(written), all);
         }
-        prop_assert_eq!(reader.tracker.floor(), reader.tracker.head());
+        prop_assert_eq!(reader.tracker.floor(), database.last_id);
         prop_assert!(reader.tracker.holes().is_empty());
     }
 }

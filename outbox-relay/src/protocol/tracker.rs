@@ -100,6 +100,16 @@ impl<T: Eq + Hash> Tracker<T> {
         }
     }
 
+    /// The sequence has given this id, and maybe nobody will ever commit a row with it. Ids above the head that rolled
+    /// back become holes, so that an idle outbox comes to rest with nothing left over. Whoever owns the id holds the
+    /// sequence's lock already, so a listing made from now on shows him.
+    pub fn given(&mut self, id: i64) {
+        if id > self.head {
+            self.holes.insert(self.head + 1..id + 1);
+            self.head = id;
+        }
+    }
+
     /// Kafka has acknowledged the row.
     pub fn published(&mut self, id: i64) {
         self.done.insert(id..id + 1);
@@ -285,6 +295,24 @@ mod tests {
         t.observe(3);
         t.published(3);
         assert_eq!(t.floor(), 5);
+    }
+
+    #[test]
+    fn ids_that_were_given_and_rolled_back_do_not_stay_open() {
+        let mut t = tracker();
+        t.observe(1);
+        t.published(1);
+        t.given(3);
+        assert_eq!(holes(&t), [2, 3]);
+        t.list([]);
+        assert_eq!(
+            t.end_fence(Read {
+                full: false,
+                last_id: None
+            }),
+            2
+        );
+        assert_eq!((t.floor(), t.unfinished()), (3, 0));
     }
 
     #[test]
