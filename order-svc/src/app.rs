@@ -17,7 +17,7 @@ use crate::domain::{
     Cancellation, CancelledBy, Change, Command, Items, NewOrder, Order, OrderId, PaymentMethodId, Refusal,
     UserId,
 };
-use crate::store::{self, Lock, StoreError};
+use crate::store::{self, Lock, Recorded, StoreError};
 
 /// The source in the envelopes of this service's events.
 const SOURCE: &str = "/order-svc";
@@ -78,21 +78,19 @@ pub struct CancelOrder {
 /// The commands and queries on orders. Clones share the pool.
 #[derive(Debug, Clone)]
 pub struct Orders {
+    db: Db,
     commands: Commands,
     pay_within: TimeDelta,
 }
 
 impl Orders {
     /// `pay_within` is how long users have to pay.
-    pub fn new(commands: Commands, pay_within: Duration) -> Self {
+    pub fn new(db: Db, commands: Commands, pay_within: Duration) -> Self {
         Self {
+            db,
             commands,
             pay_within: TimeDelta::from_std(pay_within).unwrap_or(TimeDelta::MAX),
         }
-    }
-
-    fn db(&self) -> &Db {
-        self.commands.db()
     }
 
     /// Places an order.
@@ -107,11 +105,14 @@ impl Orders {
         // Chosen here, so that it stays the same when the transaction has to be begun again.
         let id = OrderId(Uuid::now_v7());
         let input = (command, id, self.pay_within);
-        self.commands
-            .run(deadline, input, |conn, (command, id, pay)| {
-                Box::pin(place(conn, command, *id, *pay))
-            })
-            .await
+        let db = self.db.clone();
+        let command = async move {
+            let done = db.transaction(deadline, &input, |conn, (command, id, pay_within)| {
+                Box::pin(place(conn, command, *id, *pay_within))
+            });
+            Ok(done.await?.committed())
+        };
+        self.commands.run(command).await
     }
 
     /// Cancels an order.
@@ -123,9 +124,14 @@ impl Orders {
         deadline: Deadline,
         command: CancelOrder,
     ) -> Result<proto::CancelOrderResponse, CommandError> {
-        self.commands
-            .run(deadline, command, |conn, command| Box::pin(cancel(conn, command)))
-            .await
+        let db = self.db.clone();
+        let command = async move {
+            let done = db.transaction(deadline, &command, |conn, command| {
+                Box::pin(cancel(conn, command))
+            });
+            Ok(done.await?.committed())
+        };
+        self.commands.run(command).await
     }
 
     /// An order of this user.
@@ -133,7 +139,7 @@ impl Orders {
     /// # Errors
     /// [`CommandError::NotFound`], also when it is someone else's.
     pub async fn get(&self, deadline: Deadline, user_id: UserId, id: OrderId) -> Result<Order, CommandError> {
-        self.db()
+        self.db
             .read(deadline, &(user_id, id), |conn, (user_id, id)| {
                 Box::pin(find(conn, *user_id, *id, Lock::None))
             })
@@ -153,7 +159,7 @@ impl Orders {
         limit: u16,
     ) -> Result<Vec<StoredEvent>, CommandError> {
         let input = (user_id, id, after_version, limit);
-        self.db()
+        self.db
             .read(deadline, &input, |conn, &(user_id, id, after, limit)| {
                 Box::pin(async move {
                     find(conn, user_id, id, Lock::None).await?;
@@ -164,15 +170,52 @@ impl Orders {
     }
 }
 
+/// What a transaction leads to if it commits.
+struct Done<R> {
+    response: R,
+    /// None for a repeat.
+    recorded: Vec<Recorded>,
+}
+
+impl<R> Done<R> {
+    fn repeat(response: R) -> Self {
+        Self {
+            response,
+            recorded: Vec::new(),
+        }
+    }
+
+    /// Logs what is a fact now.
+    fn committed(self) -> R {
+        for Recorded {
+            event_id,
+            event_type,
+            entity_id,
+            version,
+        } in self.recorded
+        {
+            tracing::info!(
+                event.id = %event_id,
+                event.r#type = event_type,
+                entity.r#type = store::ENTITY_TYPE,
+                entity.id = %entity_id,
+                entity.version = version,
+                "recorded {event_type}"
+            );
+        }
+        self.response
+    }
+}
+
 async fn place(
     conn: &mut AsyncPgConnection,
     command: &PlaceOrder,
     id: OrderId,
     pay_within: TimeDelta,
-) -> Result<proto::PlaceOrderResponse, CommandError> {
+) -> Result<Done<proto::PlaceOrderResponse>, CommandError> {
     let ticket = match requests::claim(conn, &command.request).await? {
         Claim::New(ticket) => ticket,
-        Claim::Repeat(response) => return Ok(response),
+        Claim::Repeat(response) => return Ok(Done::repeat(response)),
     };
     let now = now();
     let order = NewOrder {
@@ -188,17 +231,17 @@ async fn place(
         order: Some(change.order().into()),
     };
     ticket.complete(conn, &response).await?;
-    store::save(conn, &change, &cause(id, &command.request)).await?;
-    Ok(response)
+    let recorded = store::save(conn, &change, &cause(id, &command.request)).await?;
+    Ok(Done { response, recorded })
 }
 
 async fn cancel(
     conn: &mut AsyncPgConnection,
     command: &CancelOrder,
-) -> Result<proto::CancelOrderResponse, CommandError> {
+) -> Result<Done<proto::CancelOrderResponse>, CommandError> {
     let ticket = match requests::claim(conn, &command.request).await? {
         Claim::New(ticket) => ticket,
-        Claim::Repeat(response) => return Ok(response),
+        Claim::Repeat(response) => return Ok(Done::repeat(response)),
     };
     let order = find(conn, command.user_id, command.order_id, Lock::Update).await?;
     if command
@@ -218,8 +261,8 @@ async fn cancel(
         order: Some(change.order().into()),
     };
     ticket.complete(conn, &response).await?;
-    store::save(conn, &change, &cause(command.order_id, &command.request)).await?;
-    Ok(response)
+    let recorded = store::save(conn, &change, &cause(command.order_id, &command.request)).await?;
+    Ok(Done { response, recorded })
 }
 
 /// The order, if it is this user's.

@@ -69,11 +69,11 @@ impl Config {
     /// When a port is taken or the configuration cannot be used.
     pub async fn build(self) -> Result<App, AppError> {
         let db = Db::new(&self.database, NAME)?;
-        let commands = Commands::new(db.clone());
+        let commands = Commands::new();
         let registry = service::metrics::registry(NAME, VERSION)?;
         db.register_metrics(&registry)?;
         let readiness = Readiness::default();
-        let orders = app::Orders::new(commands.clone(), self.pay_within);
+        let orders = app::Orders::new(db.clone(), commands.clone(), self.pay_within);
         let service = OrderServiceServer::new(grpc::OrderGrpc::new(orders, self.grpc.max_deadline))
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip)

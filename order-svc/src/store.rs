@@ -110,15 +110,28 @@ pub async fn load(
     row.map(OrderRow::into_order).transpose()
 }
 
+/// An event that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    pub event_id: Uuid,
+    pub event_type: &'static str,
+    pub entity_id: OrderId,
+    pub version: i64,
+}
+
 /// Writes what a command did: the order's row, its events and their outbox rows, in the caller's transaction. Writes
 /// nothing when nothing happened.
 ///
 /// # Errors
 /// [`StoreError::Conflict`] when the order is not at the version that the change starts from.
-pub async fn save(conn: &mut AsyncPgConnection, change: &Change, cause: &Cause) -> Result<(), StoreError> {
+pub async fn save(
+    conn: &mut AsyncPgConnection,
+    change: &Change,
+    cause: &Cause,
+) -> Result<Vec<Recorded>, StoreError> {
     let (order, before) = (change.order(), change.version_before());
     if change.events().is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let row = OrderRow::from(order);
     let written = if before == 0 {
@@ -147,11 +160,19 @@ pub async fn save(conn: &mut AsyncPgConnection, change: &Change, cause: &Cause) 
         entity_id: order.id.to_string(),
         topic: None,
     };
-    match event_store::append(conn, &entity, before, &events, cause).await {
-        Ok(_) => Ok(()),
-        Err(AppendError::Conflict { .. }) => Err(StoreError::Conflict(order.id)),
-        Err(AppendError::Database(error)) => Err(error.into()),
-    }
+    let ids = event_store::append(conn, &entity, before, &events, cause)
+        .await
+        .map_err(|error| match error {
+            AppendError::Conflict { .. } => StoreError::Conflict(order.id),
+            AppendError::Database(error) => error.into(),
+        })?;
+    let recorded = |((version, event), event_id): ((i64, &NewEvent), Uuid)| Recorded {
+        event_id,
+        event_type: event.event_type,
+        entity_id: order.id,
+        version,
+    };
+    Ok((before + 1..).zip(&events).zip(ids).map(recorded).collect())
 }
 
 fn new_event(id: OrderId, event: &Event) -> NewEvent {

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(read: impl FnOnce(&mut Fields) -> Option<String>, expected: Result<&str, &str>) {
+    fn check(read: impl FnOnce(&mut Fields) -> Option<String>, expected: Result<&'static str, &'static str>) {
         let mut fields = Fields::new();
         let value = read(&mut fields);
         match expected {

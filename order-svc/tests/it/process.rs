@@ -1,0 +1,170 @@
+//! The binary: configuration, migration, signals, trace context, `verify`.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::common::*;
+use contracts::shop::order::v1::order_service_client::OrderServiceClient;
+use local_stack::testing::{Database, Folder, Process};
+use tonic::Request;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_order-svc");
+const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
+
+fn order_svc(url: &str) -> Command {
+    let mut command = Command::new(BINARY);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ORDER_SVC_")) {
+        command.env_remove(name);
+    }
+    command.env("ORDER_SVC_DATABASE__URL", url);
+    command
+}
+
+#[test]
+fn bad_configuration_is_reported_whole() {
+    let output = order_svc("mysql://hunter2@x")
+        .arg("check-config")
+        .env("ORDER_SVC_GRPC__LISTEN", "nowhere")
+        .env("ORDER_SVC_GRPC__COLOUR", "blue")
+        .output()
+        .expect("run");
+    let text = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(78), "{text}");
+    for part in ["grpc.listen", "grpc.colour", "database.url"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains("hunter2"), "{text}");
+    let output = order_svc("postgres://u@h/d")
+        .arg("check-config")
+        .output()
+        .expect("run");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrations_at_once_are_safe() {
+    let database = Database::empty().await;
+    let url = database.url();
+    let runs: Vec<_> = (0..4)
+        .map(|_| {
+            let mut command = order_svc(&url);
+            command.arg("migrate");
+            tokio::task::spawn_blocking(move || command.output().expect("run"))
+        })
+        .collect();
+    for run in runs {
+        let output = run.await.expect("no panic");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let sql = database.connect().await.expect("connected");
+    assert_eq!(count(&sql, "SELECT count(*) FROM orders").await, 0);
+    assert!(count(&sql, "SELECT count(*) FROM __diesel_schema_migrations").await >= 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_process_serves_traces_verifies_and_stops() {
+    let database = database().await;
+    let folder = Folder::create("order-svc-process");
+    let mut process = Process::builder("order-svc", folder.path())
+        .set("database.url", database.url())
+        .start()
+        .await
+        .expect("started");
+    process.ready().await.expect("ready");
+    let mut client = OrderServiceClient::connect(process.grpc_url().expect("listening"))
+        .await
+        .expect("connected");
+    let mut request = Request::new(place_request());
+    let traceparent = format!("00-{TRACE_ID}-b7ad6b7169203331-01");
+    request
+        .metadata_mut()
+        .insert("traceparent", traceparent.parse().expect("ASCII"));
+    request
+        .metadata_mut()
+        .insert("tracestate", "vendor=1".parse().expect("ASCII"));
+    let order = client
+        .place_order(request)
+        .await
+        .expect("placed")
+        .into_inner()
+        .order
+        .expect("an order");
+    let untraced = client
+        .place_order(place_request())
+        .await
+        .expect("placed")
+        .into_inner()
+        .order
+        .expect("an order");
+
+    // The command continues its caller's trace; without one it begins its own.
+    let sql = database.connect().await.expect("connected");
+    for (order, expected) in [(&order, Some(TRACE_ID)), (&untraced, None)] {
+        let query = "SELECT traceparent, tracestate FROM outbox WHERE aggregate_id = $1";
+        let row = sql.query_one(query, &[&order.order_id]).await.expect("a row");
+        let stored: String = row.get(0);
+        let trace_id = service::telemetry::trace_id(&stored).expect("a trace id");
+        assert_ne!(stored, traceparent, "a span of its own");
+        match expected {
+            Some(expected) => {
+                assert_eq!(trace_id, expected);
+                assert_eq!(row.get::<_, Option<String>>(1).as_deref(), Some("vendor=1"));
+            }
+            None => assert_ne!(trace_id, TRACE_ID),
+        }
+    }
+
+    let sound = order_svc(&database.url())
+        .args(["verify", "--json"])
+        .output()
+        .expect("run");
+    assert!(
+        sound.status.success(),
+        "{}",
+        String::from_utf8_lossy(&sound.stderr)
+    );
+    let report: serde_json::Value = serde_json::from_slice(&sound.stdout).expect("JSON");
+    assert_eq!(
+        (&report["orders"], &report["differences"]),
+        (&2.into(), &0.into())
+    );
+
+    let started = std::time::Instant::now();
+    let status = process.stop_within(LIMIT).await.expect("stopped");
+    assert!(status.success(), "{status}");
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        started.elapsed()
+    );
+    let log = std::fs::read_to_string(process.log()).expect("a log");
+    for line in log.lines() {
+        let line: serde_json::Value =
+            serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+        assert!(line["message"].is_string() && line["level"].is_string(), "{line}");
+    }
+    let placed = log
+        .lines()
+        .find(|line| line.contains("recorded order.placed"))
+        .expect("logged");
+    assert!(
+        placed.contains(TRACE_ID) && placed.contains(&order.order_id),
+        "{placed}"
+    );
+    assert!(!log.contains("someone@example.org"), "personal data in the log");
+
+    sql.batch_execute("SET session_replication_role = replica; DELETE FROM outbox")
+        .await
+        .expect("tampered");
+    let unsound = order_svc(&database.url()).arg("verify").output().expect("run");
+    assert_eq!(unsound.status.code(), Some(1));
+    let text = String::from_utf8(unsound.stdout).expect("UTF-8");
+    assert!(
+        text.contains("2 differences") && text.contains("has no outbox row"),
+        "{text}"
+    );
+}
