@@ -39,8 +39,8 @@ pub(crate) struct Options {
     #[arg(long)]
     seed: u64,
     /// Spread the load over so many seconds at least
-    #[arg(long, default_value_t = 0)]
-    load_seconds: u64,
+    #[arg(long, default_value_t = 0.0)]
+    load_seconds: f64,
     /// Where to say how it goes and what was found
     #[arg(long)]
     messages: PathBuf,
@@ -62,7 +62,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     };
 
     let load = Load::generate(options.orders, options.seed);
-    let spread = Duration::from_secs(options.load_seconds);
+    let spread = Duration::try_from_secs_f64(options.load_seconds)?;
     let started = Instant::now();
     let sending = load::send(&clients, load, spread, placed);
     let told = tokio::select! {

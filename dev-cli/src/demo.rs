@@ -17,7 +17,10 @@ use crate::measure::{Message, Messages, Progress, Report};
 use crate::{build, chaos, ui};
 
 /// In chaos, the load is spread over at least this long, so that the kills land within it.
-const CHAOS_LOAD_SECONDS: u64 = 8;
+const CHAOS_LOAD_SECONDS: f64 = 10.0;
+/// Otherwise a load that is small enough comes at a rate at which latencies say something; a large one as it can.
+const ORDERS_PER_SECOND: f64 = 100.0;
+const LONGEST_PACED_LOAD_SECONDS: f64 = 10.0;
 
 /// In chaos, a relay that takes over waits so long at most, and there are several takeovers within the load.
 const CHAOS_LEASE: Duration = Duration::from_secs(1);
@@ -39,6 +42,9 @@ pub(crate) struct Options {
     /// Keep databases, topics and logs of this run
     #[arg(long)]
     keep: bool,
+    /// Take the programs as they were built last
+    #[arg(long)]
+    no_build: bool,
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
@@ -54,7 +60,9 @@ pub(crate) async fn run(options: Options) -> Result<()> {
 
 async fn try_run(options: Options) -> Result<()> {
     build::install_missing().await?;
-    build::processes().await?;
+    if !options.no_build {
+        build::processes().await?;
+    }
 
     let folder = RunFolder::create(options.keep)?;
     let outcome = in_folder(&options, folder.path()).await;
@@ -139,9 +147,12 @@ async fn place_and_reconcile(options: &Options, plan: &Plan, shop: &mut Shop) ->
         format!("--messages={}", messages.display()),
     ];
     args.extend(addresses(plan, shop)?);
-    if options.chaos {
-        args.push(format!("--load-seconds={CHAOS_LOAD_SECONDS}"));
-    }
+    let seconds = match f64::from(options.orders) / ORDERS_PER_SECOND {
+        _ if options.chaos => CHAOS_LOAD_SECONDS,
+        seconds if seconds <= LONGEST_PACED_LOAD_SECONDS => seconds,
+        _ => 0.0,
+    };
+    args.push(format!("--load-seconds={seconds}"));
     let with = if options.chaos { ", with chaos" } else { "" };
     eprintln!("  ...   placing {} orders (seed {seed}{with})", options.orders);
     let started = Instant::now();

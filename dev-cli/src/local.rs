@@ -26,6 +26,9 @@ pub(crate) struct UpOptions {
     /// Start with nothing in the databases and topics; otherwise what was there at the last `down` is there again
     #[arg(long)]
     fresh: bool,
+    /// Take the programs as they were built last
+    #[arg(long)]
+    no_build: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -70,7 +73,9 @@ pub(crate) async fn up(options: UpOptions) -> Result<()> {
         return Ok(());
     }
     build::install_missing().await?;
-    build::processes().await?;
+    if !options.no_build {
+        build::processes().await?;
+    }
     check_ports(options.port_base)?;
     let mut args = vec!["local".to_owned(), format!("--port-base={}", options.port_base)];
     if options.fresh {
