@@ -459,20 +459,29 @@ impl Term<'_> {
                 PublishError::Transient { .. } | PublishError::Stalled(_)
             ))
         );
+        if !source_failed && !producer_failed {
+            self.drain().await;
+        }
+        let Self {
+            relay,
+            source,
+            publisher,
+            tracker,
+            mut lease,
+            ..
+        } = self;
+        publisher.abandon().await;
         if !source_failed {
-            if !producer_failed {
-                self.drain().await;
-            }
             // The next leader need not wait. If this fails, it waits for the lease to expire.
-            if let Err(error) = self.save(Duration::ZERO).await {
+            let progress = tracker.progress(SAVED_RANGES);
+            if let Err(error) = source.save(&mut lease, &progress, Duration::ZERO).await {
                 tracing::warn!(
-                    outbox = self.relay.name,
+                    outbox = relay.name,
                     error = %telemetry::chain(&error),
                     "progress was not saved at the end of a term: some rows will be published again"
                 );
             }
         }
-        self.publisher.abandon().await;
         ended
     }
 
