@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::record::{Record, RecordError};
@@ -24,29 +24,39 @@ pub(crate) struct PartitionId {
 pub(crate) struct Claim {
     pub(crate) id: PartitionId,
     generation: u64,
-    state: AtomicU8,
+    revoked: AtomicBool,
+    /// The first offset that cannot be handled.
+    halted_at: AtomicI64,
 }
 
 impl Claim {
-    const HELD: u8 = 0;
-    const REVOKED: u8 = 1;
-    const HALTED: u8 = 2;
+    const NOWHERE: i64 = i64::MAX;
 
-    /// Whether records of this assignment should still be worked on.
-    pub(crate) fn is_held(&self) -> bool {
-        self.state.load(Ordering::Acquire) == Self::HELD
+    fn new(id: PartitionId, generation: u64) -> Self {
+        Self {
+            id,
+            generation,
+            revoked: AtomicBool::new(false),
+            halted_at: AtomicI64::new(Self::NOWHERE),
+        }
     }
 
-    /// Ends work on this assignment because of a record that cannot be handled.
-    pub(crate) fn halt(&self) {
-        // A revoked one stays revoked: its next owner will come to the same record.
-        let _ = self
-            .state
-            .compare_exchange(Self::HELD, Self::HALTED, Ordering::AcqRel, Ordering::Acquire);
+    /// Whether the record at `offset` should still be worked on.
+    pub(crate) fn permits(&self, offset: i64) -> bool {
+        !self.revoked.load(Ordering::Acquire) && offset < self.halted_at.load(Ordering::Acquire)
+    }
+
+    /// Ends work on this assignment from `offset` on, because of a record that cannot be handled. What stands before it goes on.
+    pub(crate) fn halt(&self, offset: i64) {
+        self.halted_at.fetch_min(offset, Ordering::AcqRel);
+    }
+
+    fn is_halted(&self) -> bool {
+        self.halted_at.load(Ordering::Acquire) != Self::NOWHERE
     }
 
     fn revoke(&self) {
-        self.state.store(Self::REVOKED, Ordering::Release);
+        self.revoked.store(true, Ordering::Release);
     }
 }
 
@@ -114,6 +124,33 @@ struct Partition {
     paused: bool,
 }
 
+/// A partition's share of the bounds.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    records: usize,
+    bytes: usize,
+}
+
+impl Partition {
+    fn is_full(&self, share: Share) -> bool {
+        self.records >= share.records
+            || self.bytes >= share.bytes
+            || self.tracker.len() >= share.records * DONE_BEHIND_STUCK
+    }
+
+    fn has_room(&self, share: Share) -> bool {
+        self.records <= share.records / 2
+            && self.bytes <= share.bytes / 2
+            && self.tracker.len() <= share.records * DONE_BEHIND_STUCK / 2
+    }
+
+    /// One record less in memory.
+    fn forget(&mut self, size: usize) {
+        self.records = self.records.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(size);
+    }
+}
+
 /// What waits for one worker.
 #[derive(Debug, Default)]
 struct Queue {
@@ -142,11 +179,7 @@ impl Intake {
     pub(crate) fn assign(&mut self, id: PartitionId) {
         self.revoke(id);
         self.next_generation += 1;
-        let claim = Arc::new(Claim {
-            id,
-            generation: self.next_generation,
-            state: AtomicU8::new(Claim::HELD),
-        });
+        let claim = Arc::new(Claim::new(id, self.next_generation));
         self.partitions.insert(
             id,
             Partition {
@@ -168,10 +201,10 @@ impl Intake {
         self.drop_waiting(&partition.claim);
     }
 
-    /// Stops an assignment at a record that cannot be handled: nothing of it is read or handed out any more.
-    /// `false` when that assignment has ended meanwhile.
-    pub(crate) fn halt(&mut self, claim: &Arc<Claim>) -> bool {
-        claim.halt();
+    /// Stops an assignment at a record that cannot be handled: from there on, nothing of it is read or handed out any more.
+    /// `false` when that assignment has ended meanwhile, or stops before `offset` already.
+    pub(crate) fn halt(&mut self, claim: &Arc<Claim>, offset: i64) -> bool {
+        claim.halt(offset);
         if !self
             .partitions
             .get(&claim.id)
@@ -180,22 +213,26 @@ impl Intake {
             return false;
         }
         self.drop_waiting(claim);
-        true
+        claim.halted_at.load(Ordering::Acquire) == offset
     }
 
+    /// Drops what waits and is no longer permitted.
     fn drop_waiting(&mut self, claim: &Arc<Claim>) {
+        let mut partition = self
+            .partitions
+            .get_mut(&claim.id)
+            .filter(|partition| Arc::ptr_eq(&partition.claim, claim));
         for queue in &mut self.queues {
-            queue.items.retain(|item| !Arc::ptr_eq(&item.claim, claim));
+            queue.items.retain(|item| {
+                let keep = !Arc::ptr_eq(&item.claim, claim) || claim.permits(item.offset);
+                if !keep && let Some(partition) = &mut partition {
+                    partition.forget(item.size);
+                }
+                keep
+            });
             if queue.items.is_empty() {
                 queue.since = None;
             }
-        }
-        if let Some(partition) = self.partitions.get_mut(&claim.id)
-            && Arc::ptr_eq(&partition.claim, claim)
-        {
-            // What workers still have is forgotten as well: its end is not counted, see `settle`.
-            partition.records = 0;
-            partition.bytes = 0;
         }
     }
 
@@ -211,7 +248,7 @@ impl Intake {
         let Some(partition) = self.partitions.get_mut(&id) else {
             return false;
         };
-        if !partition.claim.is_held() || !partition.tracker.admit(offset) {
+        if !partition.claim.permits(offset) || !partition.tracker.admit(offset) {
             return false;
         }
         partition.records += 1;
@@ -272,8 +309,7 @@ impl Intake {
             if partition.claim.generation != settled.claim.generation {
                 continue;
             }
-            partition.records = partition.records.saturating_sub(1);
-            partition.bytes = partition.bytes.saturating_sub(settled.size);
+            partition.forget(settled.size);
             if settled.end == End::Done {
                 partition.tracker.complete(settled.offset);
                 touched.push(settled.claim.id);
@@ -287,29 +323,38 @@ impl Intake {
             .collect()
     }
 
+    /// Whether reading this partition should pause now.
+    pub(crate) fn is_full(&self, id: PartitionId) -> bool {
+        let share = self.share();
+        self.partitions
+            .get(&id)
+            .is_some_and(|partition| partition.is_full(share))
+    }
+
     /// Which partitions have too much in memory, and which have room again.
     pub(crate) fn flow(&mut self) -> Flow {
-        let assigned = self.partitions.len().max(1);
-        let records = (self.limits.in_flight_records / assigned).max(1);
-        let bytes = (self.limits.in_flight_bytes / assigned).max(1);
+        let share = self.share();
         let mut flow = Flow::default();
         for (id, partition) in &mut self.partitions {
-            let full = partition.records >= records
-                || partition.bytes >= bytes
-                || partition.tracker.len() >= records * DONE_BEHIND_STUCK;
-            let room = partition.records <= records / 2
-                && partition.bytes <= bytes / 2
-                && partition.tracker.len() <= records * DONE_BEHIND_STUCK / 2;
-            let halted = !partition.claim.is_held();
-            if !partition.paused && (full || halted) {
+            let halted = partition.claim.is_halted();
+            if !partition.paused && (halted || partition.is_full(share)) {
                 partition.paused = true;
                 flow.pause.push(*id);
-            } else if partition.paused && room && !halted {
+            } else if partition.paused && !halted && partition.has_room(share) {
                 partition.paused = false;
                 flow.resume.push(*id);
             }
         }
         flow
+    }
+
+    /// What each partition may hold.
+    fn share(&self) -> Share {
+        let assigned = self.partitions.len().max(1);
+        Share {
+            records: (self.limits.in_flight_records / assigned).max(1),
+            bytes: (self.limits.in_flight_bytes / assigned).max(1),
+        }
     }
 
     /// Records held in memory.
@@ -471,7 +516,7 @@ mod tests {
         let (worker, batch) = intake.batches(Instant::now()).remove(0);
         assert!(admit(&mut intake, P0, 8, "a"));
         intake.revoke(P0);
-        assert!(!batch[0].claim.is_held());
+        assert!(!batch[0].claim.permits(7));
         assert!(!admit(&mut intake, P0, 9, "a"), "not assigned");
         intake.assign(P0);
         assert!(
@@ -486,9 +531,10 @@ mod tests {
     }
 
     #[test]
-    fn a_halted_partition_is_paused_and_drops_what_waits_while_others_go_on() {
+    fn a_halted_partition_is_paused_and_ends_before_the_record_while_others_go_on() {
         let mut intake = Intake::new(Limits {
             workers: 1,
+            batch_records: 1,
             ..limits()
         });
         intake.assign(P0);
@@ -496,10 +542,16 @@ mod tests {
         assert!(admit(&mut intake, P0, 0, "a"));
         let (worker, batch) = intake.batches(Instant::now()).remove(0);
         assert!(admit(&mut intake, P0, 1, "a"));
+        assert!(admit(&mut intake, P0, 2, "a"));
         assert!(admit(&mut intake, P1, 0, "b"));
         let claim = Arc::clone(&batch[0].claim);
-        assert!(intake.halt(&claim));
-        assert_eq!(intake.settle(worker, &settled(batch, End::Left)), vec![]);
+        assert!(intake.halt(&claim, 1), "seen by another worker, as it were");
+        assert!(claim.permits(0) && !claim.permits(1));
+        assert_eq!(
+            intake.settle(worker, &settled(batch, End::Done)),
+            vec![(P0, 1)],
+            "before it"
+        );
         assert_eq!(
             intake.flow(),
             Flow {
@@ -507,10 +559,15 @@ mod tests {
                 resume: vec![]
             }
         );
-        assert!(!admit(&mut intake, P0, 2, "a"));
+        assert!(!admit(&mut intake, P0, 3, "a"));
         let (worker, batch) = intake.batches(Instant::now()).remove(0);
-        assert_eq!(batch.iter().map(|item| item.claim.id).collect::<Vec<_>>(), [P1]);
+        assert_eq!(
+            batch.iter().map(|item| item.claim.id).collect::<Vec<_>>(),
+            [P1],
+            "1 and 2 are gone"
+        );
         assert_eq!(intake.settle(worker, &settled(batch, End::Done)), vec![(P1, 1)]);
+        assert_eq!(intake.in_flight(), 0);
         assert_eq!(intake.flow(), Flow::default(), "it stays paused");
     }
 
@@ -627,7 +684,7 @@ mod tests {
                         }
                         let (worker, batch) = busy.remove(usize::from(pick) % busy.len());
                         for item in &batch {
-                            if item.claim.is_held() {
+                            if item.claim.permits(item.offset) {
                                 open[usize::from(item.claim.id == P1)].remove(&item.offset);
                             }
                         }

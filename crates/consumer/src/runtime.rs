@@ -258,7 +258,7 @@ impl<H: Handler> Running<H> {
         let advanced = self.books.intake.settle(batch.worker, &batch.items);
         self.store(&advanced);
         for halt in batch.halts {
-            if !self.books.intake.halt(&halt.claim) {
+            if !self.books.intake.halt(&halt.claim, halt.offset) {
                 continue;
             }
             let PartitionId { topic, partition } = halt.claim.id;
@@ -405,11 +405,11 @@ impl Books {
             while let Ok(change) = changes.try_recv() {
                 self.change(shared, client, change);
             }
-            match message {
+            let full = match message {
                 Ok(message) => self.admit(&message, now),
                 Err(error) => return Some(error),
-            }
-            if left == 0 {
+            };
+            if full || left == 0 {
                 break;
             }
             message = client.recv().now_or_never()?;
@@ -417,9 +417,10 @@ impl Books {
         None
     }
 
-    fn admit(&mut self, message: &BorrowedMessage<'_>, now: Instant) {
+    /// Whether its partition has to pause now.
+    fn admit(&mut self, message: &BorrowedMessage<'_>, now: Instant) -> bool {
         let Some(topic) = self.names.iter().position(|name| name == message.topic()) else {
-            return;
+            return false;
         };
         let id = PartitionId {
             topic,
@@ -427,7 +428,8 @@ impl Books {
         };
         let content = record::decode(&self.topics[topic], message);
         self.intake
-            .admit(id, message.offset(), record::size(message), content, now);
+            .admit(id, message.offset(), record::size(message), content, now)
+            && self.intake.is_full(id)
     }
 
     fn change<H>(&mut self, shared: &Shared<H>, client: &StreamConsumer<Callbacks>, change: Change) {

@@ -239,11 +239,9 @@ impl<'a, H: Handler> Batch<'a, H> {
             .iter()
             .filter_map(|position| {
                 let (claim, _, record) = &self.records[*position];
-                let stopped = self
-                    .halts
-                    .iter()
-                    .any(|halt| Arc::ptr_eq(&halt.claim, claim) && halt.offset <= self.offsets[*position]);
-                (claim.is_held() && !stopped).then_some((*position, record.as_ref()?))
+                claim
+                    .permits(self.offsets[*position])
+                    .then_some((*position, record.as_ref()?))
             })
             .collect()
     }
@@ -264,6 +262,8 @@ impl<'a, H: Handler> Batch<'a, H> {
     /// later ones of its entity goes here.
     fn refuse(&mut self, claim: &Arc<Claim>, offset: i64, refusal: Refusal, event: Option<EventName>) {
         self.shared.metrics.error("refused");
+        // At once, so that what stands behind it is let go of here and by the other workers.
+        claim.halt(offset);
         self.halts.push(Halt {
             claim: Arc::clone(claim),
             offset,
@@ -452,10 +452,6 @@ impl<'a, H: Handler> Batch<'a, H> {
     }
 
     fn finish(self) -> Finished {
-        for halt in &self.halts {
-            // At once, so that the other workers let go of this partition too.
-            halt.claim.halt();
-        }
         let items = self
             .records
             .into_iter()

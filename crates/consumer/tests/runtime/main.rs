@@ -1,0 +1,7 @@
+//! The runtime on a real PostgreSQL and a real Kafka.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod faults;
+mod order;
+mod stage;
+mod two;

@@ -1,0 +1,376 @@
+//! A database, a topic, and consumers on them that write down what they do.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use chrono::Utc;
+use consumer::{Config, Consumer, Handler, HandlerError, Record, RunError, Status, Topic};
+use diesel::sql_types::{Array, BigInt, Text};
+use diesel_async::pooled_connection::AsyncDieselConnectionManager;
+use diesel_async::pooled_connection::deadpool::Pool;
+use diesel_async::{AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _};
+use diesel_migrations::MigrationHarness as _;
+use envelope::Envelope;
+use local_stack::testing::{self, Database};
+use local_stack::wait;
+use prometheus::Registry;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// What happens inside a handler's transaction, after the effects were written.
+pub(crate) type Act = Arc<
+    dyn Fn(Vec<(String, i64)>) -> Pin<Box<dyn Future<Output = Result<(), HandlerError>> + Send>>
+        + Send
+        + Sync,
+>;
+
+pub(crate) fn nothing() -> Act {
+    Arc::new(|_| Box::pin(async { Ok(()) }))
+}
+
+/// Writes every event that it is given into the table `effects`, which would also take one twice.
+pub(crate) struct Recorder {
+    pub(crate) name: String,
+    pub(crate) act: Act,
+}
+
+impl Handler for Recorder {
+    async fn handle(
+        &self,
+        connection: &mut AsyncPgConnection,
+        batch: &[&Record],
+    ) -> Result<(), HandlerError> {
+        let (entities, versions): (Vec<&str>, Vec<i64>) = batch
+            .iter()
+            .map(|record| (record.envelope.entity_id.as_str(), record.envelope.version))
+            .unzip();
+        diesel::sql_query(
+            "INSERT INTO effects (entity, version, instance) \
+             SELECT entity, version, $3 FROM unnest($1, $2) WITH ORDINALITY AS e(entity, version, n) ORDER BY n",
+        )
+        .bind::<Array<Text>, _>(entities)
+        .bind::<Array<BigInt>, _>(versions)
+        .bind::<Text, _>(&self.name)
+        .execute(connection)
+        .await?;
+        let seen = batch
+            .iter()
+            .map(|r| (r.envelope.entity_id.clone(), r.envelope.version))
+            .collect();
+        (self.act)(seen).await
+    }
+}
+
+/// Where a test takes place.
+pub(crate) struct Stage {
+    pub(crate) database: Database,
+    pub(crate) brokers: String,
+    pub(crate) topic: String,
+    pub(crate) group: String,
+    producer: FutureProducer,
+}
+
+impl Stage {
+    pub(crate) async fn new(partitions: i32) -> Self {
+        Self::with(partitions, &testing::postgres_url(), testing::kafka_brokers()).await
+    }
+
+    pub(crate) async fn with(partitions: i32, postgres_url: &str, brokers: String) -> Self {
+        let database = Database::create_on(postgres_url, "consumer-2026-01-04-000001", migrate).await;
+        let topic = testing::unique("events.order");
+        let client = |config: &mut ClientConfig| config.set("bootstrap.servers", &brokers).clone();
+        let admin: AdminClient<DefaultClientContext> = client(&mut ClientConfig::new()).create().unwrap();
+        let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
+        admin
+            .create_topics([&new], &AdminOptions::new())
+            .await
+            .unwrap()
+            .remove(0)
+            .unwrap();
+        let producer = client(&mut ClientConfig::new())
+            .set("partitioner", "murmur2_random")
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "1")
+            .create()
+            .unwrap();
+        Self {
+            database,
+            brokers,
+            topic,
+            group: testing::unique("view"),
+            producer,
+        }
+    }
+
+    /// Small bounds, so that a little load reaches them.
+    pub(crate) fn config(&self) -> Config {
+        let mut config = Config::new(
+            &self.brokers,
+            &self.group,
+            vec![Topic::from_beginning(&self.topic)],
+        );
+        config.batch_records = 7;
+        config.in_flight_records = 60;
+        config.transaction_timeout = Duration::from_secs(10);
+        config.drain_timeout = Duration::from_secs(5);
+        config.properties = [("session.timeout.ms", "6000"), ("heartbeat.interval.ms", "500")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+        config
+    }
+
+    pub(crate) async fn publish(&self, entity: &str, version: i64) {
+        let envelope = event(entity, version);
+        self.produce(Some(entity), Some(b"payload"), headers(&envelope), None)
+            .await;
+    }
+
+    /// Anything at all; returns partition and offset.
+    pub(crate) async fn produce(
+        &self,
+        key: Option<&str>,
+        value: Option<&[u8]>,
+        headers: OwnedHeaders,
+        partition: Option<i32>,
+    ) -> (i32, i64) {
+        let mut record: FutureRecord<'_, str, [u8]> = FutureRecord::to(&self.topic).headers(headers);
+        record.key = key;
+        record.payload = value;
+        record.partition = partition;
+        let sent = self
+            .producer
+            .send_result(record)
+            .map_err(|(error, _)| error)
+            .unwrap();
+        let delivery = sent.await.unwrap().map_err(|(error, _)| error).unwrap();
+        (delivery.partition, delivery.offset)
+    }
+
+    /// Versions 1 to `versions` of `entities` entities, interleaved.
+    pub(crate) async fn publish_all(&self, entities: usize, versions: i64) {
+        for version in 1..=versions {
+            let sent = (0..entities).map(|entity| async move {
+                self.publish(&format!("e{entity}"), version).await;
+            });
+            futures::future::join_all(sent).await;
+        }
+    }
+
+    pub(crate) fn start(&self, name: &str, act: Act) -> Instance {
+        self.start_with(name, self.config(), act)
+    }
+
+    pub(crate) fn start_with(&self, name: &str, config: Config, act: Act) -> Instance {
+        let (consumer, registry) = self.consumer(name, config, act);
+        let status = consumer.status();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(consumer.run(shutdown.clone()));
+        Instance {
+            status,
+            registry,
+            shutdown,
+            task,
+        }
+    }
+
+    pub(crate) fn consumer(&self, name: &str, config: Config, act: Act) -> (Consumer<Recorder>, Registry) {
+        let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(self.database.url());
+        let pool = Pool::builder(manager).max_size(config.workers).build().unwrap();
+        let registry = Registry::new();
+        let handler = Recorder {
+            name: name.to_owned(),
+            act,
+        };
+        (Consumer::new(config, pool, handler, &registry).unwrap(), registry)
+    }
+
+    /// Every effect, in the order in which they were written.
+    pub(crate) async fn effects(&self) -> Result<Vec<(String, i64)>> {
+        let client = self.database.connect().await?;
+        let rows = client
+            .query("SELECT entity, version FROM effects ORDER BY n", &[])
+            .await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// Waits for `count` effects.
+    pub(crate) async fn reached(&self, count: usize) -> Vec<(String, i64)> {
+        wait::until(&format!("{count} effects"), LIMIT, || async {
+            let effects = self.effects().await?;
+            Ok((effects.len() >= count).then_some(effects))
+        })
+        .await
+        .unwrap()
+    }
+
+    /// Waits for versions 1 to `versions` of `entities` entities and requires each once and in order; then for every
+    /// offset to be committed.
+    pub(crate) async fn complete(&self, entities: usize, versions: i64) {
+        let count = entities * usize::try_from(versions).unwrap();
+        assert_each_once_in_order(&self.reached(count).await, entities, versions);
+    }
+
+    /// The committed offset of each partition, 0 where there is none.
+    pub(crate) async fn committed(&self) -> BTreeMap<i32, i64> {
+        let (brokers, group, topic) = (self.brokers.clone(), self.group.clone(), self.topic.clone());
+        let ask = move || -> rdkafka::error::KafkaResult<BTreeMap<i32, i64>> {
+            let client: BaseConsumer = ClientConfig::new()
+                .set("bootstrap.servers", brokers)
+                .set("group.id", group)
+                .create()?;
+            let metadata = client.fetch_metadata(Some(&topic), LIMIT)?;
+            let mut list = TopicPartitionList::new();
+            for partition in metadata.topics()[0].partitions() {
+                list.add_partition(&topic, partition.id());
+            }
+            let committed = client.committed_offsets(list, LIMIT)?;
+            Ok(committed
+                .elements()
+                .iter()
+                .map(|element| {
+                    let offset = match element.offset() {
+                        Offset::Offset(offset) => offset,
+                        _ => 0,
+                    };
+                    (element.partition(), offset)
+                })
+                .collect())
+        };
+        tokio::task::spawn_blocking(ask).await.unwrap().unwrap()
+    }
+
+    /// Waits until this many records, over all partitions, are committed as done.
+    pub(crate) async fn all_committed(&self, records: i64) {
+        wait::until("all offsets committed", LIMIT, || async {
+            Ok((self.committed().await.values().sum::<i64>() == records).then_some(()))
+        })
+        .await
+        .unwrap();
+    }
+}
+
+/// A running consumer. Dropping it ends it in the middle of whatever it does.
+pub(crate) struct Instance {
+    pub(crate) status: Status,
+    registry: Registry,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), RunError>>,
+}
+
+impl Instance {
+    /// Ends it as it should be ended.
+    pub(crate) async fn stop(mut self) {
+        self.shutdown.cancel();
+        (&mut self.task).await.unwrap().unwrap();
+    }
+
+    /// Ends it without letting anything finish.
+    pub(crate) async fn abort(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
+    /// How it ended by itself.
+    pub(crate) async fn ended(mut self) -> Result<(), RunError> {
+        tokio::time::timeout(LIMIT, &mut self.task)
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    /// The sum of a metric over its labels, or over those that contain `label`.
+    pub(crate) fn metric(&self, name: &str, label: &str) -> f64 {
+        metric(&self.registry, name, label)
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+pub(crate) fn metric(registry: &Registry, name: &str, label: &str) -> f64 {
+    let families = registry.gather();
+    let family = families.iter().find(|family| family.name() == name);
+    family
+        .into_iter()
+        .flat_map(|family| family.get_metric())
+        .filter(|metric| label.is_empty() || metric.get_label().iter().any(|pair| pair.value() == label))
+        .map(|metric| metric.get_counter().get_value() + metric.get_gauge().get_value())
+        .sum()
+}
+
+#[track_caller]
+pub(crate) fn assert_each_once_in_order(effects: &[(String, i64)], entities: usize, versions: i64) {
+    let mut seen: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
+    for (entity, version) in effects {
+        seen.entry(entity).or_default().push(*version);
+    }
+    assert_eq!(seen.len(), entities);
+    for (entity, found) in seen {
+        assert_eq!(found, (1..=versions).collect::<Vec<_>>(), "{entity}");
+    }
+}
+
+pub(crate) fn event(entity: &str, version: i64) -> Envelope {
+    Envelope {
+        event_id: Uuid::now_v7(),
+        event_type: "order.placed".into(),
+        source: "/test".into(),
+        entity_type: "order".into(),
+        entity_id: entity.into(),
+        version,
+        schema_version: 1,
+        occurred_at: Utc::now(),
+        content_type: envelope::CONTENT_TYPE_PROTOBUF.into(),
+        data_schema: None,
+        correlation_id: None,
+        causation_id: None,
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        tracestate: None,
+        outbox_id: None,
+        metadata: BTreeMap::new(),
+    }
+}
+
+pub(crate) fn headers(envelope: &Envelope) -> OwnedHeaders {
+    let mut headers = Some(OwnedHeaders::new());
+    envelope.write(|key, value| {
+        headers = headers.take().map(|headers| {
+            headers.insert(Header {
+                key,
+                value: Some(value),
+            })
+        });
+    });
+    headers.unwrap()
+}
+
+async fn migrate(url: String) -> Result<()> {
+    let connection = AsyncPgConnection::establish(&url).await?;
+    let mut harness = AsyncMigrationHarness::new(connection);
+    harness
+        .run_pending_migrations(consumer::MIGRATIONS)
+        .map_err(anyhow::Error::from_boxed)?;
+    let mut connection = harness.into_inner();
+    diesel::sql_query(
+        "CREATE TABLE effects (n bigint GENERATED ALWAYS AS IDENTITY, entity text, version bigint, instance text)",
+    )
+    .execute(&mut connection)
+    .await?;
+    Ok(())
+}
