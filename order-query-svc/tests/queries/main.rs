@@ -1,0 +1,7 @@
+//! The service over gRPC, on a real PostgreSQL and a real Kafka, mostly with two replicas.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod list;
+mod stage;
+mod view;
+mod watch;
