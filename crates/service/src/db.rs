@@ -246,10 +246,14 @@ impl Db {
                     return Err(DbError::TimedOut(late.into()).into());
                 }
             };
-            let again = matches!(
-                error.database(),
-                Some(DbError::Unreachable(_) | DbError::Collision(_))
-            );
+            let again = match error.database() {
+                Some(DbError::Unreachable(_)) => {
+                    self.drop_idle();
+                    true
+                }
+                Some(DbError::Collision(_)) => true,
+                _ => false,
+            };
             if !again || attempt == ATTEMPTS {
                 return Err(error);
             }
@@ -284,8 +288,14 @@ impl Db {
             if !matches!(error.database(), Some(DbError::Unreachable(_))) || attempt == ATTEMPTS {
                 return Err(error);
             }
+            self.drop_idle();
             attempt += 1;
         }
+    }
+
+    /// Where one connection turned out to be broken, the idle ones most likely are too: the next attempt gets a new one.
+    fn drop_idle(&self) {
+        self.pool.retain(|_, _| false);
     }
 
     /// Asks the database something trivial.

@@ -31,22 +31,33 @@ pub(crate) async fn database() -> Database {
 }
 
 pub(crate) async fn migrate(url: String) -> Result<(), service::shutdown::BoxError> {
-    order_svc::migrate(&config(&url, "").database).await?;
+    order_svc::migrate(&config(&url, &[]).database).await?;
     Ok(())
 }
 
-/// `toml` may set anything but the ports and the database.
-pub(crate) fn config(url: &str, toml: &str) -> Config {
-    let text = format!(
-        "{toml}\n[grpc]\nlisten = \"127.0.0.1:0\"\nshutdown_wait = \"0s\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-         [database]\nurl = {url:?}\npool_size = 8\nacquire_timeout = \"5s\"\n"
-    );
-    config::parse(Sources::new("TEST_ORDER_SVC_").toml(&text), Config::read).expect("valid configuration")
+/// Settings by their dotted names, besides the ports and the database.
+pub(crate) fn config(url: &str, settings: &[(&str, &str)]) -> Config {
+    let fixed = [
+        ("grpc.listen", "127.0.0.1:0"),
+        ("grpc.shutdown_wait", "0s"),
+        ("admin.listen", "127.0.0.1:0"),
+        ("database.url", url),
+        ("database.pool_size", "8"),
+        ("database.acquire_timeout", "5s"),
+    ];
+    let variable = |(key, value): &(&str, &str)| {
+        (
+            format!("TEST_{}", key.replace('.', "__").to_uppercase()),
+            (*value).to_owned(),
+        )
+    };
+    let sources = Sources::new("TEST_").env(fixed.iter().chain(settings).map(variable));
+    config::parse(sources, Config::read).expect("valid configuration")
 }
 
 /// Starts the service on a database.
 pub(crate) async fn start(database: &Database) -> Running {
-    start_with(config(&database.url(), "")).await
+    start_with(config(&database.url(), &[])).await
 }
 
 pub(crate) async fn start_with(config: Config) -> Running {

@@ -76,7 +76,7 @@ async fn a_client_that_times_out_finds_out_by_repeating() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_itself_says_that_the_deadline_has_passed() {
     let database = database().await;
-    let service = start_with(config(&database.url(), "grpc.max_deadline = \"100ms\"").clone()).await;
+    let service = start_with(config(&database.url(), &[("grpc.max_deadline", "100ms")])).await;
     let blocker = database.connect().await.expect("connected");
     hold_orders(&blocker).await;
     let status = service.place(place_request()).await.expect_err("held up");
@@ -153,7 +153,7 @@ async fn a_repeat_does_the_work_when_the_first_fails() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_too_long_for_a_lock_is_unavailable() {
     let database = database().await;
-    let service = start_with(config(&database.url(), "database.lock_timeout = \"50ms\"")).await;
+    let service = start_with(config(&database.url(), &[("database.lock_timeout", "50ms")])).await;
     let blocker = database.connect().await.expect("connected");
     hold_orders(&blocker).await;
     let request = place_request();
@@ -170,10 +170,8 @@ async fn what_waits_too_long_for_a_lock_is_unavailable() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_pool_is_unavailable() {
     let database = database().await;
-    let toml = "database.lock_timeout = \"4s\"";
-    let mut settings = config(&database.url(), toml);
-    (settings.database.pool_size, settings.database.acquire_timeout) = (1, Duration::from_millis(50));
-    let service = start_with(settings).await;
+    let settings = [("database.pool_size", "1"), ("database.acquire_timeout", "50ms")];
+    let service = start_with(config(&database.url(), &settings)).await;
     let (blocker, observer) = (
         database.connect().await.expect("one"),
         database.connect().await.expect("two"),
@@ -198,7 +196,7 @@ async fn an_empty_pool_is_unavailable() {
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_calls_are_shed() {
     let database = database().await;
-    let service = start_with(config(&database.url(), "grpc.max_concurrent_calls = 1")).await;
+    let service = start_with(config(&database.url(), &[("grpc.max_concurrent_calls", "1")])).await;
     let (blocker, observer) = (
         database.connect().await.expect("one"),
         database.connect().await.expect("two"),
@@ -261,7 +259,7 @@ async fn the_database_goes_and_comes_back() {
     postgres.create_database("orders").await.expect("created");
     let url = postgres.url("orders");
     migrate(url.clone()).await.expect("migrated");
-    let service = start_with(config(&url, "")).await;
+    let service = start_with(config(&url, &[])).await;
     let order = service.place(place_request()).await.expect("placed");
     let readyz = || readyz(service.admin);
     until("ready", async || readyz().await.starts_with("HTTP/1.1 200")).await;
@@ -457,7 +455,7 @@ async fn old_requests_are_cleaned_away() {
         old.request_id
     );
     sql.batch_execute(&age).await.expect("aged");
-    let db = service::db::Db::new(&config(&database.url(), "").database, "cleaner").expect("a pool");
+    let db = service::db::Db::new(&config(&database.url(), &[]).database, "cleaner").expect("a pool");
     let two_days = Duration::from_secs(2 * 24 * 3600);
     assert_eq!(
         service::requests::clean_once(&db, two_days)

@@ -82,7 +82,7 @@ async fn the_database_refuses_what_no_order_can_be() {
         "paid_at = now(), payment_id = gen_random_uuid(), payment_brand = 'visa', payment_last_four = '4242'";
     for (change, by) in [
         // Constraints.
-        (format!("UPDATE orders SET {next}, status = 'eaten' {row}"), "orders_status_check"),
+        (format!("UPDATE orders SET {next}, status = 'eaten' {row}"), "orders_status"),
         (format!("UPDATE orders SET {next}, status = 'paid' {row}"), "orders_status"),
         (format!("UPDATE orders SET {next}, paid_at = now() {row}"), "orders_payment"),
         (format!("UPDATE orders SET {next}, {paid} {row}"), "orders_status"),
