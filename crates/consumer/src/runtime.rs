@@ -237,16 +237,12 @@ impl<H: Handler> Running<H> {
         }
     }
 
+    /// The client goes on by itself after everything but a fatal error: brokers away, topics not there yet. It has told its
+    /// callback, which logs and counts.
     fn after_read(&self, error: Option<KafkaError>) -> Result<(), RunError> {
         match error {
             Some(error @ KafkaError::MessageConsumptionFatal(_)) => Err(RunError::Fatal(error)),
-            Some(error) => {
-                // The client goes on by itself; brokers away and topics not there yet are told this way.
-                self.shared.metrics.error("kafka");
-                tracing::warn!(error.message = %error, "reading from Kafka failed; it is tried again");
-                Ok(())
-            }
-            None => Ok(()),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -339,6 +335,7 @@ impl<H: Handler> Running<H> {
                 client,
                 changes,
                 finished,
+                workers,
                 ..
             } = &mut self;
             let batch = tokio::select! {
@@ -347,6 +344,8 @@ impl<H: Handler> Running<H> {
                     self.change(change);
                     continue;
                 }
+                // One that died does not bring its batch to an end any more.
+                Some(_) = workers.join_next() => break,
                 // Keeps the membership; what is read now is read again by the next owner.
                 _ = client.recv() => continue,
             };

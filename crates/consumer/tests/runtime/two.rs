@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use consumer::HandlerError;
+use consumer::{HandlerError, RunError};
 use local_stack::wait;
 use tokio_util::sync::CancellationToken;
 
@@ -73,6 +73,20 @@ async fn a_restarted_static_member_gets_its_partitions_back_without_a_rebalance(
     assert_eq!(b.metric("consumer_rebalances_total", ""), before);
     a.stop().await;
     b.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_process_of_the_same_name_fences_the_first() {
+    let stage = Stage::new(1).await;
+    let mut config = stage.config();
+    config.instance = Some("the-only-one".to_owned());
+    let first = stage.start_with("first", config.clone(), nothing());
+    has_partitions(&first, 1.0).await;
+    let second = stage.start_with("second", config, nothing());
+    assert!(matches!(first.ended().await, Err(RunError::Fatal(_))));
+    stage.publish_all(2, 2).await;
+    stage.complete(2, 2).await;
+    second.stop().await;
 }
 
 /// An instance whose process stands still in the middle of a transaction, past the time that the group waits for it.
