@@ -68,7 +68,7 @@ pub(crate) async fn up(options: UpOptions) -> Result<()> {
     if let Some(pid) = background.running()? {
         println!("It is already up (process {pid}). ./dev down stops it.\n");
         if background.endpoints_file().exists() {
-            println!("{}", hints(&read_endpoints(&background)?));
+            ui::print(&hints(&read_endpoints(&background)?));
         }
         return Ok(());
     }
@@ -82,7 +82,7 @@ pub(crate) async fn up(options: UpOptions) -> Result<()> {
         args.push("--fresh".to_owned());
     }
     background.start(&args).await?;
-    println!("\n{}", hints(&read_endpoints(&background)?));
+    ui::print(&format!("\n{}", hints(&read_endpoints(&background)?)));
     Ok(())
 }
 
@@ -361,23 +361,25 @@ fn hints(at: &Endpoints) -> String {
             doctor::GRPCURL
         ));
     }
+    let placing = place(&uuid(), "EUR");
+    let of_order = format!("{{\\\"user_id\\\":\\\"{user}\\\",\\\"order_id\\\":\\\"$ORDER\\\"}}");
+    let of_cancel = of_order.replacen(
+        '{',
+        "{\\\"request_id\\\":\\\"$(cat /proc/sys/kernel/random/uuid)\\\",\\\"reason\\\":\\\"changed my mind\\\",",
+        1,
+    );
     text.push_str(&format!(
         "\nPlace an order:\n\
-         {}\n\
-         \nThe same request again gives the same order:\n\
-         the same line once more\n\
-         \nRead it (ORDER=the order_id from the answer):\n\
-         {program} -plaintext -d \"{{\\\"user_id\\\":\\\"{user}\\\",\\\"order_id\\\":\\\"$ORDER\\\"}}\" {order_svc} \
-         shop.order.v1.OrderService/GetOrder\n\
+         {placing}\n\
+         \nThe same request_id again gives the same order (and its id is kept for the lines below):\n\
+         ORDER=$({placing} | tee /dev/stderr | grep -m1 -o '\"orderId\": \"[^\"]*' | cut -d'\"' -f4)\n\
+         \nGet it:\n\
+         {program} -plaintext -d \"{of_order}\" {order_svc} shop.order.v1.OrderService/GetOrder\n\
          \nA validation error:\n\
          {}\n\
-         \nWatch it in the read model, and cancel it from another terminal:\n\
-         {program} -plaintext -d \"{{\\\"user_id\\\":\\\"{user}\\\",\\\"order_id\\\":\\\"$ORDER\\\"}}\" {query} \
-         shop.orderquery.v1.OrderQueryService/WatchOrder\n\
-         {program} -plaintext -d \"{{\\\"request_id\\\":\\\"$(cat /proc/sys/kernel/random/uuid)\\\",\
-         \\\"user_id\\\":\\\"{user}\\\",\\\"order_id\\\":\\\"$ORDER\\\",\\\"reason\\\":\\\"changed my mind\\\"}}\" \
-         {order_svc} shop.order.v1.OrderService/CancelOrder\n",
-        place(&uuid(), "EUR"),
+         \nWatch it in the read model until its end, and from another terminal cancel it:\n\
+         {program} -plaintext -d \"{of_order}\" {query} shop.orderquery.v1.OrderQueryService/WatchOrder\n\
+         {program} -plaintext -d \"{of_cancel}\" {order_svc} shop.order.v1.OrderService/CancelOrder\n",
         place(&uuid(), "EURO"),
     ));
     text.push_str(&format!(
@@ -390,9 +392,10 @@ fn hints(at: &Endpoints) -> String {
     ));
     if let Ok(jars) = jars {
         text.push_str(&format!(
-            "\nThe topic, with keys and headers:\n\
+            "\nThe topic, without the values, which are Protobuf:\n\
              {java} -cp '{jars}' org.apache.kafka.tools.consumer.ConsoleConsumer --bootstrap-server {} \
-             --topic {} --from-beginning --formatter-property print.key=true --formatter-property print.headers=true\n",
+             --topic {} --from-beginning --property print.key=true --property print.headers=true \
+             --property print.partition=true --property print.offset=true --property print.value=false\n",
             at.kafka, at.topic
         ));
     }

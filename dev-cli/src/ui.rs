@@ -2,7 +2,7 @@
 //! error; standard output is for results.
 
 use std::future::Future;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -41,4 +41,9 @@ fn spinner(what: &str) -> ProgressBar {
     }
     spinner.enable_steady_tick(Duration::from_millis(120));
     spinner
+}
+
+/// Prints a result. Whoever reads may have had enough, as `head` does.
+pub(crate) fn print(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }

@@ -195,6 +195,7 @@ impl Postgres {
     }
 
     async fn try_start(&mut self) -> Result<()> {
+        self.remove_lock_of_the_dead()?;
         let mut args: Vec<OsString> = vec!["-D".into(), self.data.clone().into()];
         args.extend(["-p".into(), self.port.to_string().into()]);
         let mut child = Launch::new("PostgreSQL", self.binaries.join("postgres"), &self.log)
@@ -214,6 +215,19 @@ impl Postgres {
         .await;
         self.child = Some(child);
         waited.with_context(|| format!("PostgreSQL did not start; its log: {}", self.log.display()))?;
+        Ok(())
+    }
+
+    /// A server that was killed, and whose end nobody has waited for, still has its pid (containers often have no init
+    /// that would): PostgreSQL takes it for running and refuses to start.
+    fn remove_lock_of_the_dead(&self) -> Result<()> {
+        let file = self.data.join("postmaster.pid");
+        let pid = std::fs::read_to_string(&file)
+            .ok()
+            .and_then(|text| text.lines().next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| stat_of(pid).is_some_and(|stat| stat.state == 'Z')) {
+            std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        }
         Ok(())
     }
 
@@ -476,13 +490,25 @@ fn children_of(pid: u32) -> Vec<Pid> {
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     processes
         .filter_map(|entry| {
-            let child: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-            // pid (name) state ppid …; the name may hold anything, so count from its closing bracket.
-            let parent: u32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
-            (parent == pid).then(|| Pid::from_raw(child))
+            let child: u32 = entry.file_name().to_str()?.parse().ok()?;
+            (stat_of(child)?.parent == pid).then(|| Pid::from_raw(child as i32))
         })
         .collect()
+}
+
+struct Stat {
+    state: char,
+    parent: u32,
+}
+
+fn stat_of(pid: u32) -> Option<Stat> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // pid (name) state ppid …; the name may hold anything, so count from its closing bracket.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some(Stat {
+        state: fields.next()?.chars().next()?,
+        parent: fields.next()?.parse().ok()?,
+    })
 }
 
 #[cfg(test)]
