@@ -7,7 +7,7 @@ use local_stack::testing::Endpoints;
 use local_stack::{Kafka, Postgres, kafka, paths, postgres};
 
 use crate::background::{Background, asked_to_end};
-use crate::ui;
+use crate::{build, ui};
 
 fn background() -> Result<Background> {
     Ok(Background::new(paths::target_dir()?.join("test-stack")))
@@ -19,6 +19,7 @@ pub(crate) async fn up() -> Result<()> {
         println!("The test stack is already up (process {pid}); ./dev stack down stops it.");
         return Ok(());
     }
+    build::install_missing().await?;
     background.start(&["test-stack".into()]).await?;
     println!("The test stack is up: cargo test --release now finds it. ./dev stack down stops it.");
     println!(

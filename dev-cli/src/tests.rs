@@ -134,7 +134,7 @@ async fn tests() -> Result<()> {
 }
 
 async fn unused_dependencies() -> Result<()> {
-    const VERSION: &str = "0.9.1";
+    const VERSION: &str = "0.9.2";
     let root = paths::target_dir()?.join("tools");
     let ours = root.join("bin/cargo-machete");
     let machete = if ours.is_file() {
