@@ -79,6 +79,8 @@ pub enum RequestError {
     Reused,
     #[error("the stored response cannot be read")]
     Undecodable(#[source] prost::DecodeError),
+    #[error("a request was committed without its response")]
+    Incomplete,
     #[error("the request could not be recorded")]
     Database(#[from] DbError),
 }
@@ -100,7 +102,7 @@ impl RequestError {
                     "request_id was used before, for a request with another content",
                 )
                 .build(),
-            Self::Undecodable(_) => {
+            Self::Undecodable(_) | Self::Incomplete => {
                 tracing::error!(error = %chain(self), "a stored response is broken");
                 domain
                     .status(Code::Internal, "INTERNAL", "internal error")
@@ -158,8 +160,10 @@ pub async fn claim<'k, R: prost::Message + Default>(
             None => {}
             Some((fingerprint, _)) if fingerprint != key.fingerprint => return Err(RequestError::Reused),
             Some((_, response)) => {
-                let response = R::decode(response.unwrap_or_default().as_slice());
-                return response.map(Claim::Repeat).map_err(RequestError::Undecodable);
+                let response = response.ok_or(RequestError::Incomplete)?;
+                return R::decode(response.as_slice())
+                    .map(Claim::Repeat)
+                    .map_err(RequestError::Undecodable);
             }
         }
     }

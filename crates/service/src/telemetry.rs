@@ -114,9 +114,10 @@ pub fn init(
     Ok(TelemetryGuard { provider })
 }
 
-/// Libraries that would otherwise speak about every frame, or quote what they transport.
+/// Libraries that would otherwise speak about every frame, or quote what they transport. A level that the configuration
+/// names for one of them stands.
 fn quiet(filter: Targets) -> Targets {
-    [
+    const LIBRARIES: [&str; 8] = [
         "h2",
         "hyper",
         "hyper_util",
@@ -125,11 +126,16 @@ fn quiet(filter: Targets) -> Targets {
         "opentelemetry_sdk",
         "opentelemetry-otlp",
         "tokio_postgres",
-    ]
-    .into_iter()
-    .fold(filter, |filter, target| {
-        filter.with_target(target, LevelFilter::WARN)
-    })
+    ];
+    let level = filter
+        .default_level()
+        .unwrap_or(LevelFilter::OFF)
+        .min(LevelFilter::WARN);
+    let named: Vec<String> = filter.iter().map(|(target, _)| target.to_owned()).collect();
+    let unnamed = LIBRARIES
+        .into_iter()
+        .filter(|library| !named.iter().any(|target| target == library));
+    unnamed.fold(filter, |filter, library| filter.with_target(library, level))
 }
 
 /// A W3C trace context as it is stored in outbox rows and carried in headers.
@@ -283,6 +289,17 @@ mod tests {
                 assert!(trace_context_of(&span).traceparent.is_some(), "{bad:?}");
             }
         });
+    }
+
+    #[test]
+    fn libraries_are_quiet_unless_asked() {
+        use tracing::Level;
+        let filter = |text: &str| quiet(text.parse().expect("directives"));
+        assert!(!filter("debug").would_enable("h2", &Level::INFO));
+        assert!(filter("debug").would_enable("h2", &Level::WARN));
+        assert!(filter("debug").would_enable("order_svc", &Level::DEBUG));
+        assert!(filter("info,h2=debug").would_enable("h2", &Level::DEBUG));
+        assert!(!filter("off").would_enable("h2", &Level::ERROR));
     }
 
     #[test]

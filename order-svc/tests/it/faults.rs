@@ -299,6 +299,43 @@ async fn the_database_goes_and_comes_back() {
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_hangs_is_unavailable() {
+    let folder = Folder::create("order-svc-hang");
+    let mut postgres = private_postgres(&folder).await.expect("PostgreSQL");
+    postgres.create_database("orders").await.expect("created");
+    let url = postgres.url("orders");
+    migrate(url.clone()).await.expect("migrated");
+    let service = start_with(config(&url, &[("database.command_timeout", "200ms")])).await;
+    let order = service.place(place_request()).await.expect("placed");
+
+    postgres.pause().expect("frozen");
+    let request = place_request();
+    let status = service.place(request.clone()).await.expect_err("hanging");
+    check_status(&status, Code::Unavailable, "DATABASE_TIMEOUT");
+    let mut read = Request::new(api::GetOrderRequest {
+        user_id: order.user_id.clone(),
+        order_id: order.order_id.clone(),
+    });
+    read.set_timeout(Duration::from_millis(100));
+    let status = service.client.clone().get_order(read).await.expect_err("hanging");
+    assert!(
+        matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled),
+        "{status:?}"
+    );
+
+    postgres.resume().expect("thawed");
+    until("placing works again", async || {
+        service.place(request.clone()).await.is_ok()
+    })
+    .await;
+    // Whatever became of the first try, there is one result.
+    let sql = local_stack::postgres::connect(&url).await.expect("connected");
+    assert_eq!(count(&sql, "SELECT count(*) FROM orders").await, 2);
+    assert_eq!(count(&sql, "SELECT count(*) FROM outbox").await, 2);
+    service.stop().await;
+}
+
 async fn readyz(admin: std::net::SocketAddr) -> String {
     fetch(admin, "/readyz").await
 }

@@ -168,3 +168,59 @@ async fn the_process_serves_traces_verifies_and_stops() {
         "{text}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_the_process_at_once() {
+    let database = database().await;
+    let folder = Folder::create("order-svc-signals");
+    let mut process = Process::builder("order-svc", folder.path())
+        .set("database.url", database.url())
+        .set("grpc.drain", "10m")
+        .start()
+        .await
+        .expect("started");
+    let blocker = database.connect().await.expect("connected");
+    blocker
+        .batch_execute("BEGIN; LOCK TABLE orders IN EXCLUSIVE MODE")
+        .await
+        .expect("locked");
+    let mut client = OrderServiceClient::connect(process.grpc_url().expect("listening"))
+        .await
+        .expect("connected");
+    let call = tokio::spawn(async move { client.place_order(place_request()).await });
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    until("the call is in progress", async || {
+        count(&blocker, waiting).await == 1
+    })
+    .await;
+
+    let pid = process.id().expect("running").to_string();
+    let terminate = || Command::new("kill").args(["-TERM", &pid]).status().expect("sent");
+    terminate();
+    let log = process.log().to_owned();
+    until("it drains", async || {
+        std::fs::read_to_string(&log).expect("a log").contains("stopping")
+    })
+    .await;
+    assert!(process.is_running());
+    terminate();
+    let status = process.wait(LIMIT).await.expect("ended");
+    assert_eq!(status.code(), Some(143));
+    call.await.expect("no panic").expect_err("cut off");
+}
+
+#[test]
+fn the_example_lists_every_setting_with_its_default() {
+    use order_svc::Config;
+    use service::config::{Sources, parse};
+    let example = include_str!("../../order-svc.example.toml");
+    // Commented out, except what must be given: so is every default.
+    let uncommented: String = example
+        .lines()
+        .map(|line| line.strip_prefix("#: ").unwrap_or(line).to_owned() + "\n")
+        .collect();
+    let read = |text: &str| parse(Sources::new("TEST_").toml(text), Config::read).expect("valid");
+    let (minimal, full) = (read(example), read(&uncommented));
+    assert_eq!(format!("{minimal:?}"), format!("{full:?}"));
+}

@@ -34,7 +34,7 @@ where
         );
         line.insert("level".into(), meta.level().as_str().into());
         line.insert("target".into(), meta.target().into());
-        line.insert("message".into(), Value::Null);
+        line.insert("message".into(), meta.name().into()); // where an event has none of its own
         if let Some(scope) = context.event_scope() {
             for span in scope.from_root() {
                 if let Some(fields) = span.extensions().get::<FormattedFields<N>>()
