@@ -106,6 +106,7 @@ async fn in_folder(options: &Options, folder: &Path) -> Result<Report> {
         ui::step("PostgreSQL", Postgres::builder(folder.join("postgres")).start()),
         ui::step("Kafka", Kafka::builder(folder.join("kafka")).start()),
     )?;
+    ui::say_where_data_is(&postgres, folder);
     let plan = Plan {
         folder: folder.to_owned(),
         postgres_url: postgres.url("postgres"),

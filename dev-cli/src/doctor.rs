@@ -11,7 +11,15 @@ pub(crate) fn run() -> Result<()> {
         .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
         .unwrap_or_default();
     println!("Needed");
-    line(true, "Rust", &rustc);
+    line(
+        !rustc.is_empty(),
+        "Rust",
+        if rustc.is_empty() {
+            "MISSING, get it from https://rustup.rs"
+        } else {
+            &rustc
+        },
+    );
     let needs = install::needs();
     for need in &needs {
         match &need.found {

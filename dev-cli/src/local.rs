@@ -222,6 +222,7 @@ impl Local {
                 Kafka::builder(&kafka_folder).ports(base + 1, base + 2).start()
             ),
         )?;
+        ui::say_where_data_is(&postgres, folder);
         let plan = Plan {
             folder: folder.to_owned(),
             postgres_url: postgres.url("postgres"),

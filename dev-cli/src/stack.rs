@@ -73,6 +73,7 @@ impl TestStack {
         );
         let kafka = ui::step("Kafka", Kafka::builder(&kafka_folder).start());
         let (postgres, kafka) = tokio::try_join!(postgres, kafka)?;
+        ui::say_where_data_is(&postgres, folder);
         Ok(Self { postgres, kafka })
     }
 

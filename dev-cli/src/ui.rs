@@ -3,10 +3,12 @@
 
 use std::future::Future;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
+use local_stack::Postgres;
 
 /// Shows that `what` is under way until `work` is done, then how long it took.
 pub(crate) async fn step<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -46,4 +48,15 @@ fn spinner(what: &str) -> ProgressBar {
 /// Prints a result. Whoever reads may have had enough, as `head` does.
 pub(crate) fn print(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Says where PostgreSQL keeps its data, if that is not where one would look.
+pub(crate) fn say_where_data_is(postgres: &Postgres, folder: &Path) {
+    if !postgres
+        .data()
+        .starts_with(folder.canonicalize().unwrap_or_default())
+    {
+        let (data, folder) = (postgres.data().display(), folder.display());
+        eprintln!("        PostgreSQL's data is in {data}: its user cannot get into {folder}");
+    }
 }
