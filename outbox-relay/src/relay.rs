@@ -229,7 +229,8 @@ impl Term<'_> {
                     continue;
                 }
                 Some(false) => pause = config.poll_min,
-                None => pause = (pause * 2).min(config.poll_max),
+                // Slowly: between two rows of a steady trickle it stays short.
+                None => pause = (pause * 5 / 4).min(config.poll_max),
             }
             self.rest(pause, shutdown).await?;
         }
