@@ -28,7 +28,7 @@ pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../migrations/orde
 /// The entity type of orders.
 pub const ENTITY_TYPE: &str = contracts::catalogue::order::ENTITY_TYPE;
 
-pub(crate) mod schema {
+mod schema {
     diesel::table! {
         orders (order_id) {
             order_id -> Uuid,
@@ -205,6 +205,24 @@ pub async fn history(
     )
     .await?;
     Ok(events)
+}
+
+/// The rows behind an order, in the order of their ids, at most `limit`.
+///
+/// # Errors
+/// Whatever keeps the database from answering.
+pub(crate) async fn rows_after(
+    conn: &mut AsyncPgConnection,
+    after: Uuid,
+    limit: i64,
+) -> diesel::QueryResult<Vec<OrderRow>> {
+    orders::table
+        .filter(orders::order_id.gt(after))
+        .order(orders::order_id)
+        .limit(limit)
+        .select(OrderRow::as_select())
+        .load(conn)
+        .await
 }
 
 /// A stored event as the domain knows it.

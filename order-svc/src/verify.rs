@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::domain::{OrderId, rebuild};
-use crate::store::schema::orders;
 use crate::store::{self, ENTITY_TYPE, OrderRow};
 
 /// Orders read at a time.
@@ -139,13 +138,7 @@ async fn compare_orders(conn: &mut AsyncPgConnection, report: &mut Report) -> di
     let mut after = Uuid::nil();
     let mut reported = Instant::now();
     loop {
-        let rows: Vec<OrderRow> = orders::table
-            .filter(orders::order_id.gt(after))
-            .order(orders::order_id)
-            .limit(BATCH)
-            .select(OrderRow::as_select())
-            .load(conn)
-            .await?;
+        let rows = store::rows_after(conn, after, BATCH).await?;
         let Some(last) = rows.last() else { return Ok(()) };
         after = last.order_id;
         let ids: Vec<String> = rows.iter().map(|row| row.order_id.to_string()).collect();
