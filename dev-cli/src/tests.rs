@@ -62,13 +62,7 @@ impl Step {
                 cargo(&args, &[]).await
             }
             Self::Doc => {
-                let args = [
-                    "doc",
-                    "--release",
-                    "--workspace",
-                    "--no-deps",
-                    "--document-private-items",
-                ];
+                let args = ["doc", "--release", "--workspace", "--no-deps"];
                 cargo(&args, &[("RUSTDOCFLAGS", "-D warnings".to_owned())]).await
             }
             Self::Unused => unused_dependencies().await,

@@ -148,7 +148,6 @@ impl<S: AsRef<str>> Envelope<S> {
             put(&format!("{META_PREFIX}{name}"), value.as_bytes());
         }
     }
-
 }
 
 impl Envelope {
