@@ -362,6 +362,11 @@ impl Intake {
         self.partitions.values().map(|partition| partition.records).sum()
     }
 
+    /// Which partitions are assigned.
+    pub(crate) fn ids(&self) -> Vec<PartitionId> {
+        self.partitions.keys().copied().collect()
+    }
+
     /// Partitions assigned.
     pub(crate) fn assigned(&self) -> usize {
         self.partitions.len()

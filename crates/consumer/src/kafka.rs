@@ -1,13 +1,17 @@
 //! The Kafka client's side: callbacks that only take notes.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, ConsumerContext, Rebalance};
+use rdkafka::consumer::{BaseConsumer, ConsumerContext, Rebalance, StreamConsumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
 
+use crate::config::Config;
 use crate::intake::PartitionId;
 use crate::metrics::Metrics;
 
@@ -24,15 +28,33 @@ pub(crate) struct Callbacks {
     /// Unbounded because a callback must not wait; there is one change per rebalance.
     changes: mpsc::UnboundedSender<Change>,
     metrics: Metrics,
+    /// When a broker was last found to be away.
+    broker_away: Mutex<Option<Instant>>,
+}
+
+/// Makes a client, and gives what it tells about its assignment.
+///
+/// # Errors
+/// When librdkafka refuses a property, or cannot start.
+pub(crate) fn connect(
+    config: &Config,
+    metrics: &Metrics,
+) -> KafkaResult<(StreamConsumer<Callbacks>, mpsc::UnboundedReceiver<Change>)> {
+    let (sender, changes) = mpsc::unbounded_channel();
+    let callbacks = Callbacks {
+        topics: config.topics.iter().map(|topic| topic.name.clone()).collect(),
+        changes: sender,
+        metrics: metrics.clone(),
+        broker_away: Mutex::default(),
+    };
+    Ok((config.client().create_with_context(callbacks)?, changes))
 }
 
 impl Callbacks {
-    pub(crate) fn new(topics: Vec<String>, changes: mpsc::UnboundedSender<Change>, metrics: Metrics) -> Self {
-        Self {
-            topics,
-            changes,
-            metrics,
-        }
+    /// Whether a broker was found to be away within this time.
+    pub(crate) fn missed_a_broker_within(&self, time: Duration) -> bool {
+        let away = self.broker_away.lock().unwrap_or_else(PoisonError::into_inner);
+        away.is_some_and(|at| at.elapsed() <= time)
     }
 
     fn ids(&self, list: &TopicPartitionList) -> Vec<PartitionId> {
@@ -88,6 +110,14 @@ impl ClientContext for Callbacks {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure};
+        if matches!(
+            error.rdkafka_error_code(),
+            Some(AllBrokersDown | BrokerTransportFailure)
+        ) {
+            let mut away = self.broker_away.lock().unwrap_or_else(PoisonError::into_inner);
+            *away = Some(Instant::now());
+        }
         self.metrics.error("kafka");
         tracing::warn!(error.message = %error, "kafka client: {reason}");
     }

@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use prometheus::Registry;
 use rdkafka::Message as _;
 use rdkafka::consumer::{Consumer as _, StreamConsumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
@@ -27,6 +27,8 @@ use crate::worker::{self, Finished, Shared};
 
 /// The most records taken in before the loop looks at anything else.
 const READ_AT_ONCE: usize = 512;
+/// How long after an outage a client may find out that it fenced itself: brokers elect, load groups, and let members join.
+const AFTER_OUTAGE: Duration = Duration::from_secs(60);
 
 /// Reads topics and applies their events to a PostgreSQL database, each once.
 ///
@@ -87,13 +89,7 @@ impl<H: Handler> Consumer<H> {
             return Err(BuildError::Config(problems));
         }
         let metrics = Metrics::register(&config.group, registry)?;
-        let (sender, changes) = mpsc::unbounded_channel();
-        let topics = config.topics.iter().map(|topic| topic.name.clone()).collect();
-        let callbacks = Callbacks::new(topics, sender, metrics.clone());
-        let client = config
-            .client()
-            .create_with_context(callbacks)
-            .map_err(BuildError::Client)?;
+        let (client, changes) = kafka::connect(&config, &metrics).map_err(BuildError::Client)?;
         let status = Status::default();
         let stop = CancellationToken::new();
         Ok(Self {
@@ -126,15 +122,16 @@ impl<H: Handler> Consumer<H> {
             client,
             changes,
         } = self;
-        let names: Vec<&str> = shared
-            .config
-            .topics
-            .iter()
-            .map(|topic| topic.name.as_str())
-            .collect();
-        client.subscribe(&names).map_err(RunError::Subscribe)?;
         let mut running = Running::start(shared, client, changes);
-        let result = running.read_until(&shutdown).await;
+        let mut result = running.subscribe();
+        while result.is_ok() && !shutdown.is_cancelled() {
+            result = running.read_until(&shutdown).await;
+            if let Err(RunError::Fatal(error)) = &result
+                && running.fenced_itself(error)
+            {
+                result = running.join_anew().await;
+            }
+        }
         running.drain().await;
         result
     }
@@ -195,6 +192,33 @@ impl<H: Handler> Running<H> {
             finished,
             workers,
         }
+    }
+
+    fn subscribe(&self) -> Result<(), RunError> {
+        let names: Vec<&str> = self.books.names.iter().map(String::as_str).collect();
+        self.client.subscribe(&names).map_err(RunError::Subscribe)
+    }
+
+    /// Whether the client was fenced by nobody but itself. When brokers are away for longer than the session, librdkafka gives up its
+    /// member id and joins again; a commit that waited for the brokers then goes out without a member id, and the group takes it
+    /// for one of another process of this name.
+    fn fenced_itself(&self, error: &KafkaError) -> bool {
+        error.rdkafka_error_code() == Some(RDKafkaErrorCode::FencedInstanceId)
+            && self.client.context().missed_a_broker_within(AFTER_OUTAGE)
+    }
+
+    /// Goes on with a new client: librdkafka's does not recover from a fatal error.
+    async fn join_anew(&mut self) -> Result<(), RunError> {
+        tracing::warn!("the group has lost this member while brokers were away: it joins anew");
+        let (client, changes) =
+            kafka::connect(&self.shared.config, &self.shared.metrics).map_err(RunError::Fatal)?;
+        let fenced = std::mem::replace(&mut self.client, client);
+        self.changes = changes;
+        // What is under way may still commit; it counts for nothing in the assignment that comes.
+        let lost = Change::Revoked(self.books.intake.ids());
+        self.change(lost);
+        close(fenced, self.shared.config.drain_timeout).await;
+        self.subscribe()
     }
 
     async fn read_until(&mut self, shutdown: &CancellationToken) -> Result<(), RunError> {
