@@ -149,30 +149,30 @@ async fn read_your_writes(folder: &Folder) -> Result<()> {
     }
 
     // Each replica watches orders whose events the other may get.
-    for turn in 0..4 {
+    for order in &mut mine[..4] {
         let mut watches = Vec::new();
         for views in &mut views {
             let request = WatchOrderRequest {
                 user_id: user_id.clone(),
-                order_id: mine[turn].order_id.clone(),
+                order_id: order.order_id.clone(),
             };
             let mut watch = views.watch_order(Request::new(request)).await?.into_inner();
             let now = next(&mut watch).await?;
-            ensure!(now == Some(expected_view(&mine[turn])), "{now:?}");
+            ensure!(now == Some(expected_view(order)), "{now:?}");
             watches.push(watch);
         }
-        mine[turn] = cancel(&mut orders, &mine[turn]).await?;
+        *order = cancel(&mut orders, order).await?;
         for mut watch in watches {
             let then = next(&mut watch).await?;
-            ensure!(then == Some(expected_view(&mine[turn])), "{then:?}");
+            ensure!(then == Some(expected_view(order)), "{then:?}");
             ensure!(
                 next(&mut watch).await?.is_none(),
                 "the stream of a cancelled order goes on"
             );
         }
         for views in &mut views {
-            let found = view(views, &mine[turn]).await?;
-            ensure!(found == expected_view(&mine[turn]), "{found:?}");
+            let found = view(views, order).await?;
+            ensure!(found == expected_view(order), "{found:?}");
         }
     }
 
