@@ -122,6 +122,7 @@ async fn in_folder(options: &Options, folder: &Path) -> Result<Report> {
     })
     .await?;
     let mut shop = ui::step("order-svc, order-query-svc (2), outbox-relay", plan.start()).await?;
+    ui::step("sharing out the partitions", shop.projection_settled()).await?;
 
     let mut report = place_and_reconcile(options, &plan, &mut shop).await?;
     if let Err(error) = ui::step("order-svc verify", plan.verify()).await {

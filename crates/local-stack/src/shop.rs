@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::postgres;
 use crate::process::{self, Process};
+use crate::wait;
 
 /// The database of order-svc.
 pub const ORDERS_DATABASE: &str = "orders";
@@ -14,6 +15,9 @@ pub const ORDERS_DATABASE: &str = "orders";
 pub const ORDER_QUERY_DATABASE: &str = "order_query";
 /// The topic of order events, and its number of partitions.
 pub const ORDER_TOPIC: (&str, u32) = ("events.order", 6);
+
+/// Two rebalances, one of which may have to wait for a member that is gone.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// What the processes need to know.
 #[derive(Debug, Clone)]
@@ -140,6 +144,20 @@ impl Shop {
             .chain(&mut self.order_query_svc)
     }
 
+    /// Waits until the instances of order-query-svc have shared out the partitions among them, each with some: until
+    /// then events wait.
+    pub async fn projection_settled(&self) -> Result<()> {
+        wait::until("the partitions are shared out", SETTLE_LIMIT, || async {
+            let mut shares = Vec::new();
+            for instance in &self.order_query_svc {
+                shares.push(metric(&instance.metrics().await?, "consumer_assigned_partitions"));
+            }
+            let all = shares.iter().sum::<f64>() == f64::from(ORDER_TOPIC.1);
+            Ok((all && shares.iter().all(|share| *share >= 1.0)).then_some(()))
+        })
+        .await
+    }
+
     /// Stops all of them in order: commands first, then what carries their events on.
     pub async fn stop(&mut self) -> Result<()> {
         self.order_svc.stop().await?;
@@ -148,5 +166,29 @@ impl Shop {
             instance.stop().await?;
         }
         Ok(())
+    }
+}
+
+/// The sum over all labels of a metric, in what /metrics answers.
+fn metric(text: &str, name: &str) -> f64 {
+    let values = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        // Not the beginning of a longer name.
+        rest.starts_with([' ', '{'])
+            .then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+    });
+    values.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::metric;
+
+    #[test]
+    fn a_metric_is_summed_over_its_labels() {
+        let text = "# HELP a A.\na{t=\"x\"} 2\na{t=\"y\"} 1\nab 7\n";
+        assert_eq!(metric(text, "a"), 3.0);
+        assert_eq!(metric(text, "ab"), 7.0);
+        assert_eq!(metric(text, "b"), 0.0);
     }
 }
