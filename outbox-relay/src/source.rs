@@ -18,7 +18,7 @@ use crate::protocol::{Progress, RangeSet, Read};
 /// Oldest PostgreSQL that has multiranges.
 const OLDEST_SERVER: i32 = 140_000;
 
-/// The columns that the relay reads, with their types, in the order of [`column`].
+/// The columns that the relay reads, with their types, in the order of [`mod@column`].
 const COLUMNS: [(&str, &str); 18] = [
     ("id", "bigint"),
     ("event_id", "uuid"),

@@ -32,7 +32,7 @@ const AFTER_OUTAGE: Duration = Duration::from_secs(60);
 
 /// Reads topics and applies their events to a PostgreSQL database, each once.
 ///
-/// See the [crate](crate) for what it promises.
+/// See the [crate] for what it promises.
 pub struct Consumer<H> {
     shared: Arc<Shared<H>>,
     client: StreamConsumer<Callbacks>,
