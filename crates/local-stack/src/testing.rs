@@ -239,24 +239,6 @@ impl Drop for Database {
     }
 }
 
-/// Drops what earlier runs left on a server: databases of tests and their templates.
-pub async fn remove_leftovers(server_url: &str) -> Result<()> {
-    let server = connect(server_url).await?;
-    let rows = server
-        .query(
-            "SELECT datname FROM pg_database WHERE starts_with(datname, $1) OR starts_with(datname, $2)",
-            &[&DATABASE_PREFIX, &TEMPLATE_PREFIX],
-        )
-        .await?;
-    for row in rows {
-        let name: String = row.get(0);
-        server
-            .batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote(&name)))
-            .await?;
-    }
-    Ok(())
-}
-
 /// Removes the folders of tests that failed in earlier runs.
 pub fn remove_test_folders() -> Result<()> {
     // Younger ones may belong to tests that run right now.
