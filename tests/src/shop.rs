@@ -108,7 +108,7 @@ async fn database(server_url: &str, binary: &str, folder: &Path) -> Result<Datab
     let migrate = |url: String| async move {
         Process::builder(binary, folder)
             .set("database.url", url)
-            // The relay's tests need no Kafka, and this service asks for its address whatever it does.
+            // It asks for this whatever it does, and does not connect to migrate.
             .env("ORDER_QUERY_SVC_KAFKA__BROKERS", "127.0.0.1:1")
             .arg("migrate")
             .run_to_end()
