@@ -176,7 +176,10 @@ impl Relay {
             lease,
             in_flight: HashMap::default(),
             unsaved: false,
-            saved: Instant::now(),
+            // Due at once: a relay that crashes again and again must come forward all the same.
+            saved: Instant::now()
+                .checked_sub(self.config.save_interval)
+                .unwrap_or_else(Instant::now),
             moved: Instant::now(),
             fetch_rows: FIRST_FETCH,
             holes_since: None,
