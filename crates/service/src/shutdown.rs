@@ -121,6 +121,8 @@ impl Supervisor {
     pub async fn run(mut self, grace: Duration) -> Result<(), TaskError> {
         let shutdown = self.shutdown.clone();
         let mut first_error = tokio::select! {
+            // First, since tasks that end because of it may be seen at the same moment.
+            biased;
             () = shutdown.cancelled() => None,
             Some(ended) = self.tasks.join_next_with_id() => Some(outcome(&self.names, ended)),
             Some(ended) = self.background.join_next_with_id() => Some(outcome(&self.background_names, ended)),
