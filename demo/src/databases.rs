@@ -4,10 +4,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, Utc};
 use contracts::shop::common::v1::Money;
 use contracts::shop::order::v1::{Order, OrderItem, OrderStatus};
-use prost_types::Timestamp;
+use contracts::wire::timestamp;
 use serde::Deserialize;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
@@ -76,7 +75,7 @@ impl Databases {
         let sql = "SELECT order_id::text, user_id::text, status, items, total_minor_units, currency, version, \
                           coalesce(user_email, ''), coalesce(payment_method_id::text, ''), pay_by, created_at, \
                           updated_at, coalesce(cancel_reason, ''), coalesce(tracking_number, ''), \
-                          coalesce(carrier, '') \
+                          coalesce(carrier, ''), coalesce(payment_id::text, '') \
                    FROM orders WHERE $1::text IS NULL OR order_id::text = $1";
         let rows = bounded(self.orders.query(sql, &[&order_id])).await?;
         rows.iter().map(order).collect()
@@ -164,14 +163,8 @@ fn order(row: &Row) -> Result<Order> {
         cancel_reason: row.get(12),
         tracking_number: row.get(13),
         carrier: row.get(14),
+        payment_id: row.get(15),
     })
-}
-
-fn timestamp(at: DateTime<Utc>) -> Timestamp {
-    Timestamp {
-        seconds: at.timestamp(),
-        nanos: at.timestamp_subsec_nanos().try_into().unwrap_or(i32::MAX),
-    }
 }
 
 /// From the columns that begin at `first`.

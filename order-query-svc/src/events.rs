@@ -1,9 +1,9 @@
 //! From records of `events.order` to events of the domain.
 
-use chrono::{DateTime, Utc};
 use consumer::Record;
 use contracts::catalogue::order as types;
 use contracts::shop::order::events::v1 as wire;
+use contracts::wire::time;
 use prost::Message;
 use uuid::Uuid;
 
@@ -87,9 +87,4 @@ fn placed(event: &wire::OrderPlaced) -> Result<Placed, EventError> {
         placed_at: time(event.created_at.as_ref()).ok_or(EventError::Field("created_at"))?,
         pay_by: time(event.pay_by.as_ref()),
     })
-}
-
-fn time(timestamp: Option<&prost_types::Timestamp>) -> Option<DateTime<Utc>> {
-    let timestamp = timestamp?;
-    DateTime::from_timestamp(timestamp.seconds, u32::try_from(timestamp.nanos).ok()?)
 }

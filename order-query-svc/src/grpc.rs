@@ -3,11 +3,11 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use contracts::shop::common::v1::Money;
 use contracts::shop::order::v1 as order;
 use contracts::shop::orderquery::v1 as wire;
 use contracts::shop::orderquery::v1::order_query_service_server::OrderQueryService;
+use contracts::wire::timestamp;
 use futures::{Stream, StreamExt as _};
 use service::deadline::Deadline;
 use service::status::{Domain, RETRY_DELAY};
@@ -180,15 +180,8 @@ impl From<OrderView> for wire::OrderView {
             cancel_reason: view.cancel_reason,
             tracking_number: view.tracking_number,
             carrier: view.carrier,
+            payments: Vec::new(),
         }
-    }
-}
-
-fn timestamp(time: DateTime<Utc>) -> prost_types::Timestamp {
-    prost_types::Timestamp {
-        seconds: time.timestamp(),
-        // A leap second is counted as more than a second's worth by chrono, and is none in Protobuf.
-        nanos: time.timestamp_subsec_nanos().min(999_999_999).cast_signed(),
     }
 }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 use consumer::Consumer;
 use contracts::shop::orderquery::v1::order_query_service_server::OrderQueryServiceServer;
 use prometheus::IntGauge;
-use service::admin::{AdminServer, Check, Readiness};
+use service::admin::{AdminServer, Readiness};
 use service::config::Database;
 use service::db::{self, Db};
 use service::grpc::GrpcServer;
@@ -74,15 +74,10 @@ impl App {
         let readiness = Readiness::default();
         let waits = Arc::new(Waits::new(config.max_waiting));
         let db = Db::new(&config.database, NAME)?;
-        // Connections of its own, so that neither queries nor the projection can keep the other waiting.
-        let projection_database = Database {
-            pool_size: config.projection.workers,
-            ..config.database.clone()
-        };
-        let projection_db = Db::new(&projection_database, "order-query-svc projection")?;
-        let consumer = Consumer::new(
-            config.projection.clone(),
-            projection_db.pool().clone(),
+        let consumer = subscription::build(
+            &config.projection,
+            &config.database,
+            NAME,
             Projection::new(Arc::clone(&waits)),
             &registry,
         )?;
@@ -145,31 +140,21 @@ impl App {
         let status = consumer.status();
         supervisor.spawn_background(
             "projection check",
-            watch(status, readiness.check("projection"), Arc::clone(&waits), waiting),
+            subscription::watch(status, readiness.check("projection")),
         );
+        supervisor.spawn_background("waiting gauge", count(Arc::clone(&waits), waiting));
         supervisor.spawn_background("waits", waits.poll(db));
         supervisor.spawn("projection", consumer.run(supervisor.shutdown()));
         supervisor.spawn("grpc", grpc.serve(supervisor.shutdown()));
         let serving = config.grpc.shutdown_wait + config.grpc.drain;
-        let projecting = 2 * config.projection.drain_timeout;
+        let projecting = subscription::longest_end(&config.projection);
         Ok(supervisor.run(serving.max(projecting) + GRACE).await?)
     }
 }
 
-/// Keeps the projection's readiness, and a gauge, up to date.
-async fn watch(
-    status: consumer::Status,
-    check: Check,
-    waits: Arc<Waits>,
-    waiting: IntGauge,
-) -> Result<(), Infallible> {
+/// Keeps the gauge of those who wait up to date.
+async fn count(waits: Arc<Waits>, waiting: IntGauge) -> Result<(), Infallible> {
     loop {
-        let problems = status.problems();
-        check.set(if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(problems.join("; "))
-        });
         waiting.set(i64::try_from(waits.len()).unwrap_or(i64::MAX));
         sleep(CHECK_INTERVAL).await;
     }

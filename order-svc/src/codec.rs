@@ -4,16 +4,15 @@
 
 use chrono::{DateTime, Utc};
 use contracts::catalogue::order as names;
-use contracts::shop::common::v1 as common;
 use contracts::shop::order::events::v1 as proto;
 use contracts::shop::order::v1 as api;
+use contracts::wire::{self, time, timestamp};
 use prost::Message as _;
-use prost_types::Timestamp;
 use uuid::Uuid;
 
 use crate::domain::{
-    Cancellation, CancelledBy, Currency, Event, Items, Line, Money, NewOrder, Order, OrderId, Payment,
-    PaymentMethodId, ProductId, Shipment, Status, UserId,
+    Cancellation, CancelledBy, Event, Items, Line, NewOrder, Order, OrderId, Payment, PaymentMethodId,
+    ProductId, Shipment, Status, UserId,
 };
 
 /// The bytes of an event, as they are stored and published.
@@ -59,7 +58,7 @@ pub fn encode(id: OrderId, event: &Event) -> Encoded {
             let paid = proto::OrderPaid {
                 order_id,
                 payment_id: payment.payment_id.to_string(),
-                amount: Some(money(payment.amount)),
+                amount: Some(payment.amount.into()),
                 payment_method: Some(method),
                 paid_at: Some(timestamp(*at)),
             };
@@ -96,6 +95,7 @@ pub fn encode(id: OrderId, event: &Event) -> Encoded {
                 CancelledBy::OutOfStock => proto::CancelledBy::OutOfStock,
                 CancelledBy::NotPaidInTime => proto::CancelledBy::NotPaidInTime,
                 CancelledBy::PaymentFailed => proto::CancelledBy::PaymentFailed,
+                CancelledBy::Refund => proto::CancelledBy::Refund,
             };
             let cancelled = proto::OrderCancelled {
                 order_id,
@@ -138,7 +138,7 @@ pub fn decode(
         (names::PLACED, 1) => {
             let message = proto::OrderPlaced::decode(payload)?;
             same(message.order_id.clone())?;
-            let at = time(message.created_at).ok_or(Field("created_at"))?;
+            let at = time(message.created_at.as_ref()).ok_or(Field("created_at"))?;
             Ok(Event::Placed {
                 order: new_order(id, message)?,
                 at,
@@ -148,7 +148,7 @@ pub fn decode(
             let message = proto::OrderReserved::decode(payload)?;
             same(message.order_id)?;
             Ok(Event::Reserved {
-                at: time(message.reserved_at).ok_or(Field("reserved_at"))?,
+                at: time(message.reserved_at.as_ref()).ok_or(Field("reserved_at"))?,
             })
         }
         (names::PAID, 1) => {
@@ -157,23 +157,20 @@ pub fn decode(
             let method = message.payment_method.unwrap_or_default();
             let payment = Payment {
                 payment_id: uuid(&message.payment_id).ok_or(Field("payment_id"))?,
-                amount: message
-                    .amount
-                    .and_then(|amount| amount_of(&amount))
-                    .ok_or(Field("amount"))?,
+                amount: wire::money(message.amount.as_ref()).ok_or(Field("amount"))?,
                 brand: method.brand,
                 last_four: method.last_four,
             };
             Ok(Event::Paid {
                 payment,
-                at: time(message.paid_at).ok_or(Field("paid_at"))?,
+                at: time(message.paid_at.as_ref()).ok_or(Field("paid_at"))?,
             })
         }
         (names::CONFIRMED, 1) => {
             let message = proto::OrderConfirmed::decode(payload)?;
             same(message.order_id)?;
             Ok(Event::Confirmed {
-                at: time(message.confirmed_at).ok_or(Field("confirmed_at"))?,
+                at: time(message.confirmed_at.as_ref()).ok_or(Field("confirmed_at"))?,
             })
         }
         (names::SHIPPED, 1) => {
@@ -185,14 +182,14 @@ pub fn decode(
             };
             Ok(Event::Shipped {
                 shipment,
-                at: time(message.shipped_at).ok_or(Field("shipped_at"))?,
+                at: time(message.shipped_at.as_ref()).ok_or(Field("shipped_at"))?,
             })
         }
         (names::COMPLETED, 1) => {
             let message = proto::OrderCompleted::decode(payload)?;
             same(message.order_id)?;
             Ok(Event::Completed {
-                at: time(message.delivered_at).ok_or(Field("delivered_at"))?,
+                at: time(message.delivered_at.as_ref()).ok_or(Field("delivered_at"))?,
             })
         }
         (names::CANCELLED, 1) => {
@@ -203,9 +200,10 @@ pub fn decode(
                 proto::CancelledBy::OutOfStock => CancelledBy::OutOfStock,
                 proto::CancelledBy::NotPaidInTime => CancelledBy::NotPaidInTime,
                 proto::CancelledBy::PaymentFailed => CancelledBy::PaymentFailed,
+                proto::CancelledBy::Refund => CancelledBy::Refund,
             };
             same(message.order_id)?;
-            let at = time(message.cancelled_at).ok_or(Field("cancelled_at"))?;
+            let at = time(message.cancelled_at.as_ref()).ok_or(Field("cancelled_at"))?;
             Ok(Event::Cancelled {
                 cancellation: Cancellation {
                     by,
@@ -231,7 +229,7 @@ fn placed(order: &NewOrder, at: DateTime<Utc>) -> proto::OrderPlaced {
         order_id: order.id.to_string(),
         user_id: order.user_id.to_string(),
         items: order.items.lines().iter().map(line).collect(),
-        total: Some(money(order.items.total())),
+        total: Some(order.items.total().into()),
         user_email: order.user_email.clone(),
         payment_method_id: order.payment_method_id.map(|id| id.to_string()),
         pay_by: Some(timestamp(order.pay_by)),
@@ -241,10 +239,7 @@ fn placed(order: &NewOrder, at: DateTime<Utc>) -> proto::OrderPlaced {
 
 fn new_order(id: OrderId, message: proto::OrderPlaced) -> Result<NewOrder, DecodeError> {
     use DecodeError::Field;
-    let total = message
-        .total
-        .and_then(|total| amount_of(&total))
-        .ok_or(Field("total"))?;
+    let total = wire::money(message.total.as_ref()).ok_or(Field("total"))?;
     let line = |line: &proto::OrderLine| {
         let product_id = ProductId(uuid(&line.product_id)?);
         Some(Line {
@@ -273,7 +268,7 @@ fn new_order(id: OrderId, message: proto::OrderPlaced) -> Result<NewOrder, Decod
         items,
         user_email: message.user_email,
         payment_method_id,
-        pay_by: time(message.pay_by).ok_or(Field("pay_by"))?,
+        pay_by: time(message.pay_by.as_ref()).ok_or(Field("pay_by"))?,
     })
 }
 
@@ -300,6 +295,7 @@ impl From<&Order> for api::Order {
                 CancelledBy::OutOfStock => "out of stock",
                 CancelledBy::NotPaidInTime => "not paid in time",
                 CancelledBy::PaymentFailed => "the payment failed",
+                CancelledBy::Refund => "the payment was given back",
             }
             .to_owned(),
         };
@@ -312,7 +308,7 @@ impl From<&Order> for api::Order {
             user_id: order.user_id.to_string(),
             status: status.into(),
             items: order.items.lines().iter().map(item).collect(),
-            total: Some(money(order.items.total())),
+            total: Some(order.items.total().into()),
             version: order.version,
             user_email: order.user_email.clone().unwrap_or_default(),
             payment_method_id: order
@@ -325,34 +321,13 @@ impl From<&Order> for api::Order {
             cancel_reason,
             tracking_number,
             carrier,
+            payment_id: order
+                .paid
+                .as_ref()
+                .map(|(payment, _)| payment.payment_id.to_string())
+                .unwrap_or_default(),
         }
     }
-}
-
-/// Money on the wire.
-pub fn money(money: Money) -> common::Money {
-    common::Money {
-        minor_units: money.minor_units(),
-        currency_code: money.currency().code().to_owned(),
-    }
-}
-
-/// A time on the wire.
-pub fn timestamp(time: DateTime<Utc>) -> Timestamp {
-    let nanos = time.timestamp_subsec_nanos().min(999_999_999);
-    Timestamp {
-        seconds: time.timestamp(),
-        nanos: i32::try_from(nanos).unwrap_or(0),
-    }
-}
-
-fn amount_of(amount: &common::Money) -> Option<Money> {
-    Money::new(amount.minor_units, Currency::from_code(&amount.currency_code)?)
-}
-
-fn time(timestamp: Option<Timestamp>) -> Option<DateTime<Utc>> {
-    let timestamp = timestamp?;
-    DateTime::from_timestamp(timestamp.seconds, u32::try_from(timestamp.nanos).ok()?)
 }
 
 fn uuid(text: &str) -> Option<Uuid> {
@@ -362,6 +337,7 @@ fn uuid(text: &str) -> Option<Uuid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{Currency, Money};
 
     const AT: i64 = 1_800_000_000_123_456;
 

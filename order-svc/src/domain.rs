@@ -3,13 +3,12 @@
 //! [`decide`] says which events a command leads to, [`apply`] what an event changes. Nothing else changes an order, so
 //! its history rebuilds it.
 
+pub use money::{Currency, Money};
 pub use order::{
     ApplyError, Cancellation, CancelledBy, Command, Event, MAX_QUANTITY, NewOrder, Order, Payment, Refusal,
     Shipment, Status, apply, decide, rebuild,
 };
-pub use values::{
-    Currency, Items, ItemsError, Line, MAX_ITEMS, Money, OrderId, PaymentMethodId, ProductId, UserId,
-};
+pub use values::{Items, ItemsError, Line, MAX_ITEMS, OrderId, PaymentMethodId, ProductId, UserId};
 
 mod order;
 #[cfg(test)]

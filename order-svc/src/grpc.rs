@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use contracts::shop::order::v1 as proto;
 use contracts::shop::order::v1::order_service_server::OrderService;
+use contracts::wire::timestamp;
 use event_store::StoredEvent;
 use service::deadline::Deadline;
 use service::requests::RequestKey;
@@ -13,7 +14,6 @@ use service::validate::Fields;
 use tonic::{Code, Request, Response, Status};
 
 use crate::app::{CancelOrder, CommandError, Orders, PlaceOrder};
-use crate::codec;
 use crate::domain::{
     Currency, Items, ItemsError, Line, MAX_ITEMS, OrderId, PaymentMethodId, ProductId, Refusal, UserId,
 };
@@ -293,7 +293,7 @@ fn history_event(event: StoredEvent) -> Result<proto::OrderHistoryEvent, Status>
         event_id: event.event_id.to_string(),
         version: event.version,
         schema_version: event.schema_version,
-        occurred_at: Some(codec::timestamp(event.occurred_at)),
+        occurred_at: Some(timestamp(event.occurred_at)),
         correlation_id: event.correlation_id.to_string(),
         causation_id: event.causation_id.map(|id| id.to_string()).unwrap_or_default(),
         trace_id: event

@@ -75,8 +75,8 @@ impl Shop {
             .set("service.instance", &name)
             .set("database.url", self.order_query.url())
             .set("kafka.brokers", &self.brokers)
-            .set("projection.topic", &self.topic)
-            .set("projection.group", &self.group)
+            .set("consumer.order_topic", &self.topic)
+            .set("consumer.group", &self.group)
     }
 
     /// `order-svc verify`: every order is rebuilt from its history and compared.

@@ -113,6 +113,7 @@ fn expected_view(order: &Order) -> OrderView {
         cancel_reason: order.cancel_reason.clone(),
         tracking_number: order.tracking_number.clone(),
         carrier: order.carrier.clone(),
+        payments: Vec::new(),
     }
 }
 

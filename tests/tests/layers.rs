@@ -9,7 +9,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand, TargetKind};
 /// For people, not for production: they may be what processes may not.
 const TOOLS: [&str; 3] = ["demo", "dev-cli", "tests"];
 /// Names that must be there at the top.
-const TOP: [&str; 12] = [
+const TOP: [&str; 14] = [
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "Cargo.toml",
@@ -21,6 +21,8 @@ const TOP: [&str; 12] = [
     "order-query-svc",
     "order-svc",
     "outbox-relay",
+    "payment-sandbox",
+    "payment-svc",
     "proto",
 ];
 /// What a domain must not name: runtimes, transports, databases, generated types, clocks, chance and the outside world.

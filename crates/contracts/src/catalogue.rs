@@ -10,6 +10,7 @@ pub mod order {
     pub const ENTITY_TYPE: &str = "order";
     pub const PLACED: &str = "order.placed";
     pub const RESERVED: &str = "order.reserved";
+    pub const OVERDUE: &str = "order.overdue";
     pub const PAID: &str = "order.paid";
     pub const CONFIRMED: &str = "order.confirmed";
     pub const SHIPPED: &str = "order.shipped";
@@ -17,15 +18,28 @@ pub mod order {
     pub const CANCELLED: &str = "order.cancelled";
 }
 
+/// The type names of the events of entity type [`PAYMENT`](self::payment::ENTITY_TYPE).
+pub mod payment {
+    /// Entity type of payments.
+    pub const ENTITY_TYPE: &str = "payment";
+    pub const RECEIVED: &str = "payment.received";
+    pub const FAILED: &str = "payment.failed";
+    pub const REFUNDED: &str = "payment.refunded";
+}
+
 /// Every event: type name, major version of the schema, full name of the Protobuf message.
-pub const EVENTS: [(&str, i32, &str); 7] = [
+pub const EVENTS: [(&str, i32, &str); 11] = [
     (order::PLACED, 1, "shop.order.events.v1.OrderPlaced"),
     (order::RESERVED, 1, "shop.order.events.v1.OrderReserved"),
+    (order::OVERDUE, 1, "shop.order.events.v1.OrderOverdue"),
     (order::PAID, 1, "shop.order.events.v1.OrderPaid"),
     (order::CONFIRMED, 1, "shop.order.events.v1.OrderConfirmed"),
     (order::SHIPPED, 1, "shop.order.events.v1.OrderShipped"),
     (order::COMPLETED, 1, "shop.order.events.v1.OrderCompleted"),
     (order::CANCELLED, 1, "shop.order.events.v1.OrderCancelled"),
+    (payment::RECEIVED, 1, "shop.payment.events.v1.PaymentReceived"),
+    (payment::FAILED, 1, "shop.payment.events.v1.PaymentFailed"),
+    (payment::REFUNDED, 1, "shop.payment.events.v1.PaymentRefunded"),
 ];
 
 /// Full name of the message that an event of this type and major version carries, if the catalogue knows it.

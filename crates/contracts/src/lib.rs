@@ -4,6 +4,9 @@
 
 pub mod catalogue;
 pub mod topics;
+pub mod wire;
+
+mod card;
 
 mod generated {
     #![allow(

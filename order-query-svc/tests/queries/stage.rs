@@ -90,7 +90,7 @@ impl Stage {
     pub(crate) async fn replica_with(&self, more: &str) -> Replica {
         let toml = format!(
             "grpc.listen = \"127.0.0.1:0\"\ngrpc.shutdown_wait = \"10ms\"\nadmin.listen = \"127.0.0.1:0\"\n\
-             database.url = \"{}\"\nkafka.brokers = \"{}\"\nprojection.topic = \"{}\"\nprojection.group = \"{}\"\n{more}",
+             database.url = \"{}\"\nkafka.brokers = \"{}\"\nconsumer.order_topic = \"{}\"\nconsumer.group = \"{}\"\n{more}",
             self.database.url(),
             self.brokers,
             self.topic,

@@ -45,6 +45,8 @@ pub enum CancelledBy {
     OutOfStock,
     NotPaidInTime,
     PaymentFailed,
+    /// Its payment was given back.
+    Refund,
 }
 
 /// Why an order was cancelled.
@@ -246,6 +248,9 @@ pub fn decide(state: Option<&Order>, command: Command, now: DateTime<Utc>) -> Re
             }
             // It was paid after all, or has ended.
             (CancelledBy::NotPaidInTime | CancelledBy::PaymentFailed, _) => Ok(vec![]),
+            (CancelledBy::Refund, Paid | Confirmed) => Ok(vec![Event::Cancelled { cancellation, at }]),
+            // It has gone out, and stays with whom it was refunded; or it has ended.
+            (CancelledBy::Refund, _) => Ok(vec![]),
         },
     }
 }

@@ -1,0 +1,1 @@
+//! Looks for card numbers and security codes where none may be.
