@@ -131,6 +131,10 @@ fn nothing_depends_on_a_process(workspace: &Workspace) -> Vec<String> {
     let mut found = Vec::new();
     for (name, member) in workspace {
         for dependency in &member.dependencies {
+            // The tests switch its failpoints on.
+            if (name.as_str(), dependency.as_str()) == ("tests", "payment-svc") {
+                continue;
+            }
             if workspace
                 .get(dependency)
                 .is_some_and(|other| other.is_process() || TOOLS.contains(&other.folder.as_str()))
@@ -150,6 +154,8 @@ fn libraries_stay_apart(workspace: &Workspace) -> Vec<String> {
         ("outbox", &["rdkafka", "envelope", "consumer", "service"]),
         ("event-store", &["rdkafka", "consumer", "service"]),
         ("envelope", &IO_CRATES),
+        ("money", &IO_CRATES),
+        ("card-scan", &IO_CRATES),
         ("consumer", &["service", "tonic", "axum"]),
         ("service", &["rdkafka", "contracts", "outbox", "event-store"]),
     ];
