@@ -10,6 +10,8 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use uuid::Uuid;
 
+pub mod verify;
+
 /// Creates the table of events. [`outbox::MIGRATIONS`] are needed too.
 pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!("../../migrations/event-store");
 
