@@ -24,6 +24,8 @@ impl Projection {
 }
 
 impl Handler for Projection {
+    type Effect = ();
+
     /// One read and one write per batch.
     async fn handle(
         &self,
@@ -53,7 +55,7 @@ impl Handler for Projection {
         Ok(())
     }
 
-    fn committed(&self, batch: &[&Record]) {
+    fn committed(&self, batch: &[&Record], (): ()) {
         for record in batch {
             if let Ok(order_id) = Uuid::try_parse(&record.envelope.entity_id) {
                 self.waits.reached(order_id, record.envelope.version);

@@ -13,6 +13,9 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The effect of events on the consumer's database.
 pub trait Handler: Send + Sync + 'static {
+    /// What [`Handler::committed`] is told of a batch besides its records; `()` if nothing.
+    type Effect: Send;
+
     /// Applies `batch` through `connection`, which is inside a transaction that also holds the batch's marks: what is written
     /// here commits with them or not at all.
     ///
@@ -26,12 +29,13 @@ pub trait Handler: Send + Sync + 'static {
         &self,
         connection: &mut AsyncPgConnection,
         batch: &[&Record],
-    ) -> impl Future<Output = Result<(), HandlerError>> + Send;
+    ) -> impl Future<Output = Result<Self::Effect, HandlerError>> + Send;
 
-    /// Called after `batch` has committed, to wake whoever waits in this process. Only a hint: it is missed when the process
-    /// dies, when the answer to `COMMIT` is lost, and in every other process.
-    fn committed(&self, batch: &[&Record]) {
-        let _ = batch;
+    /// Called after `batch` has committed, with what [`Handler::handle`] returned for it: to log what is a fact now, to wake whoever
+    /// waits in this process. Only a hint: it is missed when the process dies, when the answer to `COMMIT` is lost, and in every
+    /// other process.
+    fn committed(&self, batch: &[&Record], effect: Self::Effect) {
+        let _ = (batch, effect);
     }
 }
 

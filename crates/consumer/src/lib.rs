@@ -48,6 +48,8 @@
 //! struct CountOrders;
 //!
 //! impl Handler for CountOrders {
+//!     type Effect = ();
+//!
 //!     async fn handle(
 //!         &self,
 //!         connection: &mut AsyncPgConnection,

@@ -329,8 +329,8 @@ impl<'a, H: Handler> Batch<'a, H> {
         AnsiTransactionManager::begin_transaction_sql(connection, &begin)
             .await
             .map_err(Failure::Database)?;
-        let applied = match self.apply(connection, records).await {
-            Ok(plan) => plan,
+        let (plan, effect) = match self.apply(connection, records).await {
+            Ok(applied) => applied,
             Err(failure) => {
                 // A connection that cannot roll back is broken, and the pool discards it.
                 let _ = AnsiTransactionManager::rollback_transaction(connection).await;
@@ -340,14 +340,15 @@ impl<'a, H: Handler> Batch<'a, H> {
         AnsiTransactionManager::commit_transaction(connection)
             .await
             .map_err(Failure::Database)?;
-        Ok(self.committed(applied, records, begun.elapsed()))
+        Ok(self.committed(plan, effect, records, begun.elapsed()))
     }
 
+    /// What is to be done with the records, and the effect of those that are fresh, if any is.
     async fn apply<'r>(
         &self,
         connection: &mut AsyncPgConnection,
         records: &[&'r Record],
-    ) -> Result<marks::Plan<'r>, Failure> {
+    ) -> Result<(marks::Plan<'r>, Option<H::Effect>), Failure> {
         let config = &self.shared.config;
         let read = marks::read(connection, &config.group, records)
             .await
@@ -361,7 +362,7 @@ impl<'a, H: Handler> Batch<'a, H> {
         };
         let plan = marks::plan(records, &read, start);
         if plan.fresh.is_empty() {
-            return Ok(plan);
+            return Ok((plan, None));
         }
         let moved = marks::advance(connection, &config.group, &plan.advances)
             .await
@@ -370,7 +371,8 @@ impl<'a, H: Handler> Batch<'a, H> {
             return Err(Failure::Conflict);
         }
         let fresh: Vec<&Record> = plan.fresh.iter().map(|position| records[*position]).collect();
-        self.shared
+        let effect = self
+            .shared
             .handler
             .handle(connection, &fresh)
             .await
@@ -391,11 +393,17 @@ impl<'a, H: Handler> Batch<'a, H> {
             .batch_execute("SELECT 1")
             .await
             .map_err(Failure::Database)?;
-        Ok(plan)
+        Ok((plan, Some(effect)))
     }
 
     /// Says what has just committed, to everyone who wants to know.
-    fn committed(&self, plan: marks::Plan<'_>, records: &[&Record], took: Duration) -> Committed {
+    fn committed(
+        &self,
+        plan: marks::Plan<'_>,
+        effect: Option<H::Effect>,
+        records: &[&Record],
+        took: Duration,
+    ) -> Committed {
         let metrics = &self.shared.metrics;
         for position in &plan.ghosts {
             let record = records[*position];
@@ -440,8 +448,8 @@ impl<'a, H: Handler> Batch<'a, H> {
         }
         metrics.batch_records.observe(records.len() as f64);
         metrics.batch_seconds.observe(took.as_secs_f64());
-        if !fresh.is_empty() {
-            self.shared.handler.committed(&fresh);
+        if let Some(effect) = effect {
+            self.shared.handler.committed(&fresh, effect);
         }
         let mut done = plan.fresh;
         done.extend(plan.repeats);

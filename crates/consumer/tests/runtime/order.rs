@@ -298,6 +298,8 @@ mod hiding {
     }
 
     impl Handler for Hiding {
+        type Effect = ();
+
         async fn handle(
             &self,
             connection: &mut AsyncPgConnection,

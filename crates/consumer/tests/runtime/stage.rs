@@ -48,6 +48,8 @@ pub(crate) struct Recorder {
 }
 
 impl Handler for Recorder {
+    type Effect = ();
+
     async fn handle(
         &self,
         connection: &mut AsyncPgConnection,
