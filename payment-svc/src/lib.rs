@@ -1,1 +1,3 @@
 //! payment-svc.
+
+pub mod provider;
