@@ -1,35 +1,96 @@
-//! `--chaos`: kills the relay and the projection during the load, and starts them again.
+//! `--chaos`: kills every kind of process during the load and starts it again, and freezes the payment provider.
+
+use std::time::Duration;
 
 use anyhow::Result;
 use local_stack::Shop;
+use local_stack::measure::Progress;
+use local_stack::shop::{ORDER_QUERY_SVC, ORDER_SVC, OUTBOX_RELAY, PAYMENT_SANDBOX, PAYMENT_SVC};
 use tokio::sync::watch;
 
-use crate::measure::Progress;
+/// What is done to an instance of a service.
+#[derive(Debug, Clone, Copy)]
+enum Blow {
+    /// SIGKILL, and a new start.
+    Kill,
+    /// SIGSTOP, and SIGCONT after a while: as an outage of the network looks like.
+    Freeze,
+}
 
-/// At which share of the orders placed somebody is killed: spread over the load, with the last one near its end.
-const KILLS_AT_PERCENT: [u64; 8] = [6, 18, 30, 42, 55, 68, 81, 94];
+/// Longer than a call to the provider is waited for.
+const FROZEN: Duration = Duration::from_millis(2_500);
 
-/// Kills until the load is over; returns how often. Everything runs again when it returns.
-pub(crate) async fn run(shop: &mut Shop, mut progress: watch::Receiver<Progress>) -> Result<u32> {
-    let mut kills = 0;
-    for (turn, percent) in KILLS_AT_PERCENT.into_iter().enumerate() {
+/// Whom it hits, in turn: everybody at least once.
+const BLOWS: [(&str, usize, Blow); 12] = [
+    (OUTBOX_RELAY, 0, Blow::Kill),
+    (PAYMENT_SVC, 0, Blow::Kill),
+    (ORDER_QUERY_SVC, 0, Blow::Kill),
+    (ORDER_SVC, 0, Blow::Kill),
+    (PAYMENT_SANDBOX, 0, Blow::Kill),
+    (OUTBOX_RELAY, 0, Blow::Kill),
+    (PAYMENT_SVC, 1, Blow::Kill),
+    (PAYMENT_SANDBOX, 0, Blow::Freeze),
+    (ORDER_SVC, 1, Blow::Kill),
+    (ORDER_QUERY_SVC, 1, Blow::Kill),
+    (PAYMENT_SANDBOX, 0, Blow::Kill),
+    (OUTBOX_RELAY, 0, Blow::Kill),
+];
+/// At which share of the orders placed the first and the last one falls; the others are spread between them.
+const FIRST_AT_PERCENT: u64 = 5;
+const LAST_AT_PERCENT: u64 = 95;
+
+/// How often it hit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Done {
+    pub(crate) kills: u32,
+    pub(crate) freezes: u32,
+}
+
+/// Goes on until the load is over. Everything runs again when it returns.
+pub(crate) async fn run(shop: &mut Shop, mut progress: watch::Receiver<Progress>) -> Result<Done> {
+    let mut done = Done::default();
+    for (turn, (service, instance, blow)) in (0u64..).zip(BLOWS) {
+        let step = (LAST_AT_PERCENT - FIRST_AT_PERCENT) / (BLOWS.len() as u64 - 1);
+        let percent = FIRST_AT_PERCENT + turn * step;
         let due =
             |progress: &Progress| progress.orders > 0 && progress.placed * 100 >= progress.orders * percent;
         if progress.wait_for(due).await.is_err() {
             // The load has ended without getting there.
             break;
         }
-        // Relay, projection, relay, other projection …
-        let victim = match turn % 2 {
-            0 => &mut shop.outbox_relay,
-            _ => {
-                let instances = shop.order_query_svc.len();
-                &mut shop.order_query_svc[turn / 2 % instances]
+        let victim = shop.instance_mut(service, instance)?;
+        match blow {
+            Blow::Kill => {
+                victim.kill()?;
+                victim.start().await?;
+                done.kills += 1;
             }
-        };
-        victim.kill()?;
-        victim.start().await?;
-        kills += 1;
+            Blow::Freeze => {
+                victim.pause()?;
+                tokio::time::sleep(FROZEN).await;
+                victim.resume()?;
+                done.freezes += 1;
+            }
+        }
     }
-    Ok(kills)
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use local_stack::shop::SERVICES;
+
+    use super::*;
+
+    #[test]
+    fn everybody_is_killed() {
+        for service in SERVICES {
+            for instance in 0..usize::from(service.instances) {
+                let hit = |(name, of, blow): &(&str, usize, Blow)| {
+                    (*name, *of) == (service.name, instance) && matches!(blow, Blow::Kill)
+                };
+                assert!(BLOWS.iter().any(hit), "{} {instance}", service.name);
+            }
+        }
+    }
 }

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use local_stack::child::{self, Launch};
-use local_stack::shop::{self, Plan};
-use local_stack::{Kafka, Postgres, Shop, paths, postgres};
+use local_stack::child::{self, Child, Launch};
+use local_stack::measure::{Message, Progress, Reader, Report};
+use local_stack::shop::{ORDER_SVC, PAYMENT_SVC, Plan};
+use local_stack::{Kafka, Postgres, Shop, paths, postgres, wait};
 use tokio::sync::watch;
 
 use crate::background::asked_to_end;
-use crate::measure::{Message, Messages, Progress, Report};
 use crate::{build, chaos, ui};
 
 /// In chaos, the load is spread over at least this long, so that the kills land within it.
@@ -24,6 +24,14 @@ const LONGEST_PACED_LOAD_SECONDS: f64 = 10.0;
 
 /// In chaos, a relay that takes over waits so long at most, and there are several takeovers within the load.
 const CHAOS_LEASE: Duration = Duration::from_secs(1);
+
+/// Long enough to pay, short enough to wait for those orders that nobody pays.
+const PAY_WITHIN: &str = "12s";
+/// How long payment-svc waits for the provider, which hangs now and then on purpose.
+const PROVIDER_TIMEOUT: &str = "2s";
+
+const COLLECTOR_LIMIT: Duration = Duration::from_secs(20);
+const SCAN_LIMIT: Duration = Duration::from_secs(300);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -36,7 +44,7 @@ pub(crate) struct Options {
     /// Print the result as one JSON object on the last line
     #[arg(long)]
     json: bool,
-    /// Kill the relay and the projection with SIGKILL several times during the run
+    /// Kill every process with SIGKILL, and freeze the payment provider, during the run
     #[arg(long)]
     chaos: bool,
     /// Keep databases, topics and logs of this run
@@ -107,48 +115,129 @@ async fn in_folder(options: &Options, folder: &Path) -> Result<Report> {
         ui::step("Kafka", Kafka::builder(folder.join("kafka")).start()),
     )?;
     ui::say_where_data_is(&postgres, folder);
-    let plan = Plan {
-        folder: folder.to_owned(),
-        postgres_url: postgres.url("postgres"),
-        kafka_brokers: kafka.brokers(),
-        port_base: None,
-        order_query_instances: 2,
-        relay_lease: options.chaos.then_some(CHAOS_LEASE),
-    };
+    let mut collector = Collector::start(folder).await?;
+    let mut plan = Plan::new(folder, postgres.url("postgres"), kafka.brokers(), None)?
+        .set(ORDER_SVC, "orders.pay_within", PAY_WITHIN)
+        .set(PAYMENT_SVC, "provider.timeout", PROVIDER_TIMEOUT)
+        .set_for_all("telemetry.otlp_endpoint", &collector.url);
+    if options.chaos {
+        plan = plan.relay_lease(CHAOS_LEASE);
+    }
     ui::step("databases and topics", async {
         plan.create_databases().await?;
         tokio::try_join!(plan.migrate(), plan.create_topics())?;
         Ok(())
     })
     .await?;
-    let mut shop = ui::step("order-svc, order-query-svc (2), outbox-relay", plan.start()).await?;
-    ui::step("sharing out the partitions", shop.projection_settled()).await?;
+    let mut shop = ui::step("the shop", plan.start()).await?;
+    ui::step("sharing out the partitions", shop.consumers_settled()).await?;
+    let addresses = folder.join("addresses.json");
+    plan.addresses(&shop)?.write(&addresses)?;
 
-    let mut report = place_and_reconcile(options, &plan, &mut shop).await?;
-    if let Err(error) = ui::step("order-svc verify", plan.verify()).await {
-        report.figures.reconciled = false;
-        report.problems.push(format!("{error:#}"));
-    }
-    ui::step("stopping everything", async {
-        shop.stop().await?;
+    let mut report = place_and_reconcile(options, &plan, &mut shop, &addresses).await?;
+    let mut check = |result: Result<()>| {
+        if let Err(error) = result {
+            report.figures.reconciled = false;
+            report.problems.push(format!("{error:#}"));
+        }
+    };
+    check(ui::step("order-svc verify, payment-svc verify", plan.verify()).await);
+    check(ui::step("payment-svc reconcile", plan.reconcile()).await);
+    ui::step("stopping the shop", shop.stop()).await?;
+    // Everything has been written by now: the last spans and the last lines of the logs, too.
+    let scanned = scan(options, &plan, &postgres, &collector, &addresses).await;
+    check(scanned.map(|found| eprintln!("  ok    {found}")));
+    ui::step("stopping PostgreSQL and Kafka", async {
         postgres.stop().await?;
         // Its data is not wanted any more, or is safe in its log.
-        kafka.kill()
+        kafka.kill()?;
+        collector.child.kill()
     })
     .await?;
     Ok(report)
 }
 
-async fn place_and_reconcile(options: &Options, plan: &Plan, shop: &mut Shop) -> Result<Report> {
+/// Takes the spans of all processes and keeps them, to be scanned.
+struct Collector {
+    child: Child,
+    url: String,
+    folder: PathBuf,
+}
+
+impl Collector {
+    async fn start(folder: &Path) -> Result<Self> {
+        let (traces, endpoint) = (folder.join("traces"), folder.join("collector.endpoint"));
+        let mut child = Launch::new(
+            "the collector",
+            paths::binary("demo")?,
+            folder.join("collector.log"),
+        )
+        .args([
+            "collect".into(),
+            argument("folder", &traces),
+            argument("endpoint-file", &endpoint),
+        ])
+        .spawn()?;
+        let url = wait::until("the collector listens", COLLECTOR_LIMIT, || {
+            let running = child.check_running();
+            let url = std::fs::read_to_string(&endpoint).ok();
+            std::future::ready(running.map(|()| url))
+        })
+        .await?;
+        Ok(Self {
+            child,
+            url,
+            folder: traces,
+        })
+    }
+}
+
+/// Looks for card data in everything that the run has left. Says what was scanned; fails when something was found.
+async fn scan(
+    options: &Options,
+    plan: &Plan,
+    postgres: &Postgres,
+    collector: &Collector,
+    addresses: &Path,
+) -> Result<String> {
+    let log = plan.folder().join("card-scan.txt");
+    let mut scan = Launch::new("the scan for card data", paths::binary("demo")?, &log)
+        .args([
+            "scan".into(),
+            argument("addresses", addresses),
+            argument("pg-dump", &postgres.binaries().join("pg_dump")),
+            argument("logs", plan.folder()),
+            argument("traces", &collector.folder),
+            format!("--collector={}", collector.url),
+            argument("storage", &plan.sandbox_storage()),
+        ])
+        .spawn()?;
+    let status = ui::step("scanning for card data", scan.wait(SCAN_LIMIT)).await?;
+    if !status.success() {
+        bail!("the scan for card data: {}", child::tail(&log, 20));
+    }
+    Ok(child::tail(&log, 1))
+}
+
+fn argument(name: &str, path: &Path) -> String {
+    format!("--{name}={}", path.display())
+}
+
+async fn place_and_reconcile(
+    options: &Options,
+    plan: &Plan,
+    shop: &mut Shop,
+    addresses: &Path,
+) -> Result<Report> {
     let seed = options.seed.unwrap_or_else(random_seed);
-    let messages = plan.folder.join("demo.jsonl");
+    let messages = plan.folder().join("demo.jsonl");
     let mut args = vec![
         "run".to_owned(),
+        argument("addresses", addresses),
         format!("--orders={}", options.orders),
         format!("--seed={seed}"),
-        format!("--messages={}", messages.display()),
+        argument("messages", &messages),
     ];
-    args.extend(addresses(plan, shop)?);
     let seconds = match f64::from(options.orders) / ORDERS_PER_SECOND {
         _ if options.chaos => CHAOS_LOAD_SECONDS,
         seconds if seconds <= LONGEST_PACED_LOAD_SECONDS => seconds,
@@ -158,14 +247,14 @@ async fn place_and_reconcile(options: &Options, plan: &Plan, shop: &mut Shop) ->
     let with = if options.chaos { ", with chaos" } else { "" };
     eprintln!("  ...   placing {} orders (seed {seed}{with})", options.orders);
     let started = Instant::now();
-    let log = plan.folder.join("demo.log");
+    let log = plan.folder().join("demo.log");
     let mut demo = Launch::new("the load", paths::binary("demo")?, &log)
         .args(args)
         .spawn()?;
 
     let (progress, seen) = watch::channel(Progress::default());
     let follow = async move {
-        let mut messages = Messages::new(messages);
+        let mut messages = Reader::new(messages);
         let mut display = Display::new(options.orders.into());
         let mut report = None;
         loop {
@@ -194,31 +283,20 @@ async fn place_and_reconcile(options: &Options, plan: &Plan, shop: &mut Shop) ->
         if options.chaos {
             chaos::run(shop, seen).await
         } else {
-            Ok(0)
+            Ok(chaos::Done::default())
         }
     };
-    let (report, kills) = tokio::try_join!(follow, kill)?;
+    let (report, blows) = tokio::try_join!(follow, kill)?;
     let seconds = started.elapsed().as_secs_f64();
     eprintln!("  ok    placed and reconciled: {} ({seconds:.1} s)", report.load);
     if options.chaos {
-        eprintln!("  ok    chaos: {kills} times SIGKILL to the relay or an instance of the projection");
+        let chaos::Done { kills, freezes } = blows;
+        eprintln!(
+            "  ok    chaos: {kills} times SIGKILL, to every process at least once if the load was long enough; \
+             the provider frozen {freezes} times"
+        );
     }
     Ok(report)
-}
-
-/// How the `demo` program finds everything.
-pub(crate) fn addresses(plan: &Plan, shop: &Shop) -> Result<Vec<String>> {
-    let mut args = vec![
-        format!("--orders-database={}", plan.orders_url()),
-        format!("--order-query-database={}", plan.order_query_url()),
-        format!("--brokers={}", plan.kafka_brokers),
-        format!("--topic={}", shop::ORDER_TOPIC.0),
-        format!("--order-svc={}", shop.order_svc.grpc_url()?),
-    ];
-    for instance in &shop.order_query_svc {
-        args.push(format!("--order-query-svc={}", instance.grpc_url()?));
-    }
-    Ok(args)
 }
 
 fn random_seed() -> u64 {
@@ -271,7 +349,9 @@ impl Display {
                 let [placed, outbox, kafka, view] = values;
                 let phase = &now.phase;
                 eprintln!(
-                    "        {phase}: placed {placed} -> outbox {outbox} -> Kafka {kafka} -> read model {view}"
+                    "        {phase}: placed {placed} -> outbox {outbox} -> Kafka {kafka} -> read model {view}, \
+                     {} still open",
+                    now.open
                 );
             }
             return;

@@ -6,12 +6,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use local_stack::shop::{self, Plan};
+use local_stack::shop::{
+    self, Addresses, KAFKA_PORTS, ORDER_QUERY_SVC, ORDER_SVC, PAYMENT_SVC, POSTGRES_PORT, Plan,
+};
 use local_stack::{Kafka, Postgres, Process, Shop, install, kafka, paths, postgres, process};
 use serde::{Deserialize, Serialize};
 
 use crate::background::{Background, asked_to_end};
-use crate::{build, demo, doctor, ui};
+use crate::{build, doctor, ui};
 
 const DEFAULT_PORT_BASE: u16 = 15_000;
 const CHECK_EVERY: Duration = Duration::from_millis(500);
@@ -20,7 +22,7 @@ const LAST_BACKOFF: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct UpOptions {
-    /// The first of 40 ports to use on 127.0.0.1
+    /// The first of 100 ports to use on 127.0.0.1
     #[arg(long, default_value_t = DEFAULT_PORT_BASE, value_parser = clap::value_parser!(u16).range(1024..=65_000))]
     port_base: u16,
     /// Start with nothing in the databases and topics; otherwise what was there at the last `down` is there again
@@ -33,7 +35,7 @@ pub(crate) struct UpOptions {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogsOptions {
-    /// For example order-svc, order-query-svc-1, outbox-relay, postgres, kafka, supervisor
+    /// For example order-svc-1, payment-svc-2, order-query-svc-1, outbox-relay, payment-sandbox, postgres, kafka
     name: String,
     /// Go on showing what comes
     #[arg(short, long)]
@@ -44,19 +46,12 @@ pub(crate) struct LogsOptions {
 #[derive(Debug, Serialize, Deserialize)]
 struct Endpoints {
     postgres: String,
-    orders_database: String,
-    order_query_database: String,
-    kafka: String,
-    topic: String,
-    /// gRPC
-    order_svc: String,
-    /// gRPC, one per instance
-    order_query_svc: Vec<String>,
+    #[serde(flatten)]
+    addresses: Addresses,
+    topics: Vec<String>,
     /// HTTP: /metrics, /livez, /readyz
     admin: std::collections::BTreeMap<String, String>,
     psql: PathBuf,
-    /// What `demo order` needs to know.
-    demo_arguments: Vec<String>,
 }
 
 fn background() -> Result<Background> {
@@ -68,7 +63,7 @@ pub(crate) async fn up(options: UpOptions) -> Result<()> {
     if let Some(pid) = background.running()? {
         println!("It is already up (process {pid}). ./dev down stops it.\n");
         if background.endpoints_file().exists() {
-            ui::print(&hints(&read_endpoints(&background)?));
+            ui::print(&hints(&read_endpoints(&background)?)?);
         }
         return Ok(());
     }
@@ -82,7 +77,7 @@ pub(crate) async fn up(options: UpOptions) -> Result<()> {
         args.push("--fresh".to_owned());
     }
     background.start(&args).await?;
-    ui::print(&format!("\n{}", hints(&read_endpoints(&background)?)));
+    ui::print(&format!("\n{}", hints(&read_endpoints(&background)?)?));
     Ok(())
 }
 
@@ -127,11 +122,12 @@ pub(crate) fn order(id: &str) -> Result<()> {
     if background.running()?.is_none() || !background.endpoints_file().exists() {
         bail!("nothing is up; start everything with ./dev up");
     }
-    let endpoints = read_endpoints(&background)?;
     let mut demo = Command::new(paths::binary("demo")?);
     demo.arg("order")
         .arg(format!("--id={id}"))
-        .args(endpoints.demo_arguments);
+        .arg("--addresses")
+        // What is more in it does no harm.
+        .arg(background.endpoints_file());
     Err(demo.exec()).context("the demo program did not start")
 }
 
@@ -154,8 +150,7 @@ fn log_files(folder: &Path) -> Vec<(String, PathBuf)> {
 }
 
 fn check_ports(base: u16) -> Result<()> {
-    let used = [0, 1, 2, 10, 11, 20, 21, 22, 23, 30, 31];
-    let taken: Vec<String> = used
+    let taken: Vec<String> = shop::ports()
         .into_iter()
         .map(|offset| base + offset)
         .filter(|port| process::is_taken(*port))
@@ -215,22 +210,22 @@ impl Local {
         let (postgres, kafka) = tokio::try_join!(
             ui::step(
                 "PostgreSQL",
-                Postgres::builder(&postgres_folder).port(base).start()
+                Postgres::builder(&postgres_folder)
+                    .port(base + POSTGRES_PORT)
+                    .start()
             ),
             ui::step(
                 "Kafka",
-                Kafka::builder(&kafka_folder).ports(base + 1, base + 2).start()
+                Kafka::builder(&kafka_folder)
+                    .ports(base + KAFKA_PORTS[0], base + KAFKA_PORTS[1])
+                    .start()
             ),
         )?;
         ui::say_where_data_is(&postgres, folder);
-        let plan = Plan {
-            folder: folder.to_owned(),
-            postgres_url: postgres.url("postgres"),
-            kafka_brokers: kafka.brokers(),
-            port_base: Some(base),
-            order_query_instances: 2,
-            relay_lease: None,
-        };
+        let plan = Plan::new(folder, postgres.url("postgres"), kafka.brokers(), Some(base))?;
+        if options.fresh && plan.sandbox_storage().exists() {
+            std::fs::remove_dir_all(plan.sandbox_storage()).context("cannot remove the provider's data")?;
+        }
         ui::step("databases and topics", async {
             plan.create_databases().await?;
             tokio::try_join!(plan.migrate(), plan.create_topics())?;
@@ -238,7 +233,7 @@ impl Local {
         })
         .await
         .context("if the data of an earlier version is in the way: ./dev up --fresh")?;
-        let shop = ui::step("order-svc, order-query-svc (2), outbox-relay", plan.start()).await?;
+        let shop = ui::step("the shop", plan.start()).await?;
         Ok(Self {
             postgres,
             kafka,
@@ -248,25 +243,16 @@ impl Local {
     }
 
     fn endpoints(&self) -> Result<Endpoints> {
-        let mut admin = std::collections::BTreeMap::new();
-        let fixed = [&self.shop.order_svc, &self.shop.outbox_relay];
-        for process in fixed.into_iter().chain(&self.shop.order_query_svc) {
-            admin.insert(process.name().to_owned(), format!("http://{}", process.admin()?));
-        }
-        let instances = self.shop.order_query_svc.iter();
+        let admin = self
+            .shop
+            .processes()
+            .map(|process| Ok((process.name().to_owned(), format!("http://{}", process.admin()?))));
         Ok(Endpoints {
             postgres: self.postgres.url("postgres"),
-            orders_database: self.plan.orders_url(),
-            order_query_database: self.plan.order_query_url(),
-            kafka: self.kafka.brokers(),
-            topic: shop::ORDER_TOPIC.0.to_owned(),
-            order_svc: self.shop.order_svc.grpc()?.to_string(),
-            order_query_svc: instances
-                .map(|process| Ok(process.grpc()?.to_string()))
-                .collect::<Result<_>>()?,
-            admin,
+            addresses: self.plan.addresses(&self.shop)?,
+            topics: shop::topics().into_iter().map(str::to_owned).collect(),
+            admin: admin.collect::<Result<_>>()?,
             psql: self.postgres.binaries().join("psql"),
-            demo_arguments: demo::addresses(&self.plan, &self.shop)?,
         })
     }
 
@@ -282,7 +268,7 @@ impl Local {
             if !self.kafka.is_running() && backoffs[1].is_over() {
                 report("Kafka", self.kafka.start().await);
             }
-            for (process, backoff) in self.shop.processes().zip(&mut process_backoffs) {
+            for (process, backoff) in self.shop.processes_mut().zip(&mut process_backoffs) {
                 if !process.is_running() && backoff.is_over() {
                     let name = process.name().to_owned();
                     report(&name, Process::start(process).await);
@@ -291,7 +277,7 @@ impl Local {
         }
     }
 
-    async fn stop(&mut self) -> Result<()> {
+    async fn stop(mut self) -> Result<()> {
         // Each as far as it goes: what does not stop in order is killed when this process ends.
         let shop = self.shop.stop().await;
         let kafka = self.kafka.stop().await;
@@ -327,32 +313,17 @@ impl Backoff {
 }
 
 /// Lines to paste.
-fn hints(at: &Endpoints) -> String {
-    let order_svc = &at.order_svc;
-    let query = at.order_query_svc.first().map_or("", String::as_str);
-    let user = "0190aaaa-0000-7000-8000-000000000001";
+fn hints(at: &Endpoints) -> Result<String> {
     let grpcurl = install::optional("grpcurl");
-    let program = grpcurl.as_deref().unwrap_or("grpcurl");
-    let items = "[{\"product_id\":\"0190bbbb-0000-7000-8000-000000000001\",\"quantity\":2,\
-                  \"unit_price_minor_units\":1299}]";
-    let place = |request_id: &str, currency: &str| {
-        format!(
-            "{program} -plaintext -d '{{\"request_id\":\"{request_id}\",\"user_id\":\"{user}\",\
-             \"currency_code\":\"{currency}\",\"items\":{items}}}' {order_svc} shop.order.v1.OrderService/PlaceOrder"
-        )
-    };
-    let java = kafka::find_java().map_or("java".to_owned(), |java| java.display().to_string());
-    let jars = kafka::jars_dir().map(|jars| kafka::classpath(&jars).to_string_lossy().into_owned());
-    let mut text = format!(
-        "Everything is up.\n\
-         \x20 order-svc          gRPC {order_svc}\n\
-         \x20 order-query-svc    gRPC {}\n\
-         \x20 PostgreSQL         {}\n\
-         \x20 Kafka              {}\n",
-        at.order_query_svc.join(" and "),
-        at.postgres,
-        at.kafka,
-    );
+    let mut text = "Everything is up.\n".to_owned();
+    for (service, urls) in &at.addresses.services {
+        let hosts: Vec<&str> = urls.iter().map(|url| host(url)).collect();
+        text.push_str(&format!("  {service:<18} gRPC {}\n", hosts.join(" and ")));
+    }
+    text.push_str(&format!(
+        "  PostgreSQL         {}\n  Kafka              {}\n  payment provider   {} (a sandbox)\n",
+        at.postgres, at.addresses.brokers, at.addresses.sandbox,
+    ));
     for (name, url) in &at.admin {
         text.push_str(&format!("  {name:<18} {url}/metrics /livez /readyz\n"));
     }
@@ -362,48 +333,129 @@ fn hints(at: &Endpoints) -> String {
             doctor::GRPCURL
         ));
     }
+    let program = format!("{} -plaintext", grpcurl.as_deref().unwrap_or("grpcurl"));
+    text.push_str(&order_hints(at, &program)?);
+    text.push_str(&payment_hints(at, &program)?);
+    let psql = at.psql.display();
+    text.push_str("\nDatabases:\n");
+    for (name, url) in &at.addresses.databases {
+        let table = match name.as_str() {
+            "order_query" => "order_views",
+            table => table,
+        };
+        text.push_str(&format!("{psql} {url} -c 'SELECT * FROM {table}'\n"));
+    }
+    for (name, _) in shop::outboxes() {
+        let url = at.addresses.database(name)?;
+        text.push_str(&format!("{psql} {url} -c 'SELECT * FROM outbox_relay'\n"));
+    }
+    let java = kafka::find_java().map_or("java".to_owned(), |java| java.display().to_string());
+    if let Ok(jars) = kafka::jars_dir() {
+        let jars = kafka::classpath(&jars).to_string_lossy().into_owned();
+        text.push_str(&format!(
+            "\nThe topics, without the values, which are Protobuf:\n\
+             {java} -cp '{jars}' org.apache.kafka.tools.consumer.ConsoleConsumer --bootstrap-server {} \
+             --include '{}' --from-beginning --property print.key=true --property print.headers=true \
+             --property print.partition=true --property print.offset=true --property print.value=false\n",
+            at.addresses.brokers,
+            at.topics.join("|")
+        ));
+    }
+    text.push_str(
+        "\nOne order's journey: ./dev order $ORDER\nLogs: ./dev logs order-svc-1 -f\nStop: ./dev down",
+    );
+    Ok(text)
+}
+
+const USER: &str = "0190aaaa-0000-7000-8000-000000000001";
+/// A new UUID, by the shell that the line is pasted into.
+const NEW_ID: &str = "$(cat /proc/sys/kernel/random/uuid)";
+/// What the order placed below costs.
+const TOTAL: &str = "{\\\"minor_units\\\":2598,\\\"currency_code\\\":\\\"EUR\\\"}";
+
+fn order_hints(at: &Endpoints, grpcurl: &str) -> Result<String> {
+    let order_svc = first_host(at, ORDER_SVC)?;
+    let query = first_host(at, ORDER_QUERY_SVC)?;
+    let place = |request_id: &str, currency: &str| {
+        format!(
+            "{grpcurl} -d '{{\"request_id\":\"{request_id}\",\"user_id\":\"{USER}\",\"currency_code\":\"{currency}\",\
+             \"items\":[{{\"product_id\":\"0190bbbb-0000-7000-8000-000000000001\",\"quantity\":2,\
+             \"unit_price_minor_units\":1299}}]}}' {order_svc} shop.order.v1.OrderService/PlaceOrder"
+        )
+    };
     let placing = place(&uuid(), "EUR");
-    let of_order = format!("{{\\\"user_id\\\":\\\"{user}\\\",\\\"order_id\\\":\\\"$ORDER\\\"}}");
+    let of_order = format!("{{\\\"user_id\\\":\\\"{USER}\\\",\\\"order_id\\\":\\\"$ORDER\\\"}}");
     let of_cancel = of_order.replacen(
         '{',
-        "{\\\"request_id\\\":\\\"$(cat /proc/sys/kernel/random/uuid)\\\",\\\"reason\\\":\\\"changed my mind\\\",",
+        &format!("{{\\\"request_id\\\":\\\"{NEW_ID}\\\",\\\"reason\\\":\\\"changed my mind\\\","),
         1,
     );
-    text.push_str(&format!(
+    Ok(format!(
         "\nPlace an order:\n\
          {placing}\n\
          \nThe same request_id again gives the same order (and its id is kept for the lines below):\n\
          ORDER=$({placing} | tee /dev/stderr | grep -m1 -o '\"orderId\": \"[^\"]*' | cut -d'\"' -f4)\n\
          \nGet it:\n\
-         {program} -plaintext -d \"{of_order}\" {order_svc} shop.order.v1.OrderService/GetOrder\n\
+         {grpcurl} -d \"{of_order}\" {order_svc} shop.order.v1.OrderService/GetOrder\n\
          \nA validation error:\n\
          {}\n\
-         \nWatch it in the read model until its end, and from another terminal cancel it:\n\
-         {program} -plaintext -d \"{of_order}\" {query} shop.orderquery.v1.OrderQueryService/WatchOrder\n\
-         {program} -plaintext -d \"{of_cancel}\" {order_svc} shop.order.v1.OrderService/CancelOrder\n",
+         \nWatch it in the read model until its end, and from another terminal pay or cancel it:\n\
+         {grpcurl} -d \"{of_order}\" {query} shop.orderquery.v1.OrderQueryService/WatchOrder\n\
+         {grpcurl} -d \"{of_cancel}\" {order_svc} shop.order.v1.OrderService/CancelOrder\n",
         place(&uuid(), "EURO"),
-    ));
-    text.push_str(&format!(
-        "\nDatabases:\n\
-         {psql} {} -c 'SELECT * FROM orders'\n\
-         {psql} {} -c 'SELECT * FROM outbox_relay'\n",
-        at.orders_database,
-        at.orders_database,
-        psql = at.psql.display(),
-    ));
-    if let Ok(jars) = jars {
-        text.push_str(&format!(
-            "\nThe topic, without the values, which are Protobuf:\n\
-             {java} -cp '{jars}' org.apache.kafka.tools.consumer.ConsoleConsumer --bootstrap-server {} \
-             --topic {} --from-beginning --property print.key=true --property print.headers=true \
-             --property print.partition=true --property print.offset=true --property print.value=false\n",
-            at.kafka, at.topic
-        ));
-    }
-    text.push_str(
-        "\nOne order's journey: ./dev order $ORDER\nLogs: ./dev logs order-svc -f\nStop: ./dev down",
+    ))
+}
+
+fn payment_hints(at: &Endpoints, grpcurl: &str) -> Result<String> {
+    let payment_svc = first_host(at, PAYMENT_SVC)?;
+    let call = |fields: &str, method: &str| {
+        format!(
+            "{grpcurl} -d \"{{{fields}\\\"user_id\\\":\\\"{USER}\\\"}}\" {payment_svc} \
+             shop.payment.v1.PaymentService/{method}"
+        )
+    };
+    let request_id = format!("\\\"request_id\\\":\\\"{NEW_ID}\\\",");
+    let id_of =
+        |field: &str| format!("tee /dev/stderr | grep -m1 -o '\"{field}\": \"[^\"]*' | cut -d'\"' -f4");
+    let method = call(
+        &format!(
+            "{request_id}\\\"card\\\":{{\\\"number\\\":\\\"4242424242424242\\\",\\\"expiry_month\\\":12,\
+             \\\"expiry_year\\\":2030,\\\"cvv\\\":\\\"123\\\"}},"
+        ),
+        "CreatePaymentMethod",
     );
-    text
+    let pay = call(
+        &format!(
+            "{request_id}\\\"order_id\\\":\\\"$ORDER\\\",\\\"amount\\\":{TOTAL},\
+             \\\"payment_method_id\\\":\\\"$METHOD\\\","
+        ),
+        "ProcessPayment",
+    );
+    let of_payment = "\\\"payment_id\\\":\\\"$PAYMENT\\\",";
+    Ok(format!(
+        "\nHand a card to the provider (4000000000000002 is declined):\n\
+         METHOD=$({method} | {})\n\
+         \nPay the order by it, once however often it is tried:\n\
+         PAYMENT=$({pay} | {})\n\
+         \nSee the payment, give the money back (the order is cancelled then), and see what the provider has done:\n\
+         {}\n\
+         {}\n\
+         curl -s {}/sandbox/ledger\n",
+        id_of("paymentMethodId"),
+        id_of("paymentId"),
+        call(of_payment, "GetPayment"),
+        call(&format!("{request_id}{of_payment}"), "RefundPayment"),
+        at.addresses.sandbox,
+    ))
+}
+
+fn first_host<'a>(at: &'a Endpoints, service: &str) -> Result<&'a str> {
+    let urls = at.addresses.service(service)?;
+    Ok(urls.first().map_or("", |url| host(url)))
+}
+
+fn host(url: &str) -> &str {
+    url.trim_start_matches("http://")
 }
 
 fn uuid() -> String {

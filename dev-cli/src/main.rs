@@ -11,7 +11,6 @@ mod chaos;
 mod demo;
 mod doctor;
 mod local;
-mod measure;
 mod stack;
 mod tests;
 mod ui;

@@ -6,9 +6,11 @@
 //!
 //! Linux only: it leans on `setpriv` from util-linux.
 
+pub mod cards;
 pub mod child;
 pub mod install;
 pub mod kafka;
+pub mod measure;
 pub mod paths;
 mod ports;
 pub mod postgres;

@@ -29,7 +29,7 @@ pub struct Builder {
     folder: PathBuf,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
-    grpc_port: Option<u16>,
+    port: Option<u16>,
     admin_port: Option<u16>,
 }
 
@@ -60,9 +60,9 @@ impl Builder {
         self
     }
 
-    /// The port for gRPC; by default a free one.
-    pub fn grpc_port(mut self, port: u16) -> Self {
-        self.grpc_port = Some(port);
+    /// The port that it serves at; by default a free one.
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
         self
     }
 
@@ -103,11 +103,10 @@ impl Builder {
         for attempt in 1.. {
             let free = ports::free_ports(2)?;
             let mut builder = self.clone();
-            let grpc = builder.grpc_port.unwrap_or(free[0]);
+            let port = builder.port.unwrap_or(free[0]);
             let admin = builder.admin_port.unwrap_or(free[1]);
-            // The relay serves no RPCs, and a process refuses settings that it does not know.
-            if builder.binary.ends_with("-svc") {
-                builder = builder.set("grpc.listen", format!("127.0.0.1:{grpc}"));
+            if let Some(key) = listen_key(&builder.binary) {
+                builder = builder.set(key, format!("127.0.0.1:{port}"));
             }
             builder = builder.set("admin.listen", format!("127.0.0.1:{admin}"));
             let endpoints = self.folder.join(format!("{}.endpoints.json", self.instance));
@@ -125,7 +124,7 @@ impl Builder {
             match process.start().await {
                 Ok(()) => return Ok(process),
                 Err(error) => {
-                    let chosen_here = self.grpc_port.is_none() && self.admin_port.is_none();
+                    let chosen_here = self.port.is_none() && self.admin_port.is_none();
                     let clash = child::written_since(&log, offset)
                         .to_lowercase()
                         .contains("address already in use");
@@ -147,6 +146,15 @@ impl Builder {
         launch.without_env_prefix = Some(env_prefix(&self.binary));
         launch.folder = Some(self.folder.clone());
         Ok(launch)
+    }
+}
+
+/// The setting of where it serves. The relay serves nobody, and a process refuses settings that it does not know.
+fn listen_key(binary: &str) -> Option<&'static str> {
+    match binary {
+        "payment-sandbox" => Some("http.listen"),
+        _ if binary.ends_with("-svc") => Some("grpc.listen"),
+        _ => None,
     }
 }
 
@@ -187,7 +195,7 @@ impl Process {
             folder: folder.into(),
             args: Vec::new(),
             env: Vec::new(),
-            grpc_port: None,
+            port: None,
             admin_port: None,
         }
     }

@@ -1,169 +1,497 @@
-//! The shop's processes, as the demo, `./dev up` and tests across processes start them.
+//! The shop's processes, as the demo, `./dev up` and tests across processes start them: [`SERVICES`] is the table of them, and
+//! everything here follows from it.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
+use crate::ports::free_ports;
 use crate::postgres;
 use crate::process::{self, Process};
 use crate::wait;
 
-/// The database of order-svc.
-pub const ORDERS_DATABASE: &str = "orders";
-/// The database of order-query-svc.
-pub const ORDER_QUERY_DATABASE: &str = "order_query";
-/// The topic of order events, and its number of partitions.
-pub const ORDER_TOPIC: (&str, u32) = ("events.order", 6);
+pub const ORDER_SVC: &str = "order-svc";
+pub const ORDER_QUERY_SVC: &str = "order-query-svc";
+pub const PAYMENT_SVC: &str = "payment-svc";
+pub const PAYMENT_SANDBOX: &str = "payment-sandbox";
+pub const OUTBOX_RELAY: &str = "outbox-relay";
 
-/// Two rebalances, one of which may have to wait for a member that is gone.
-const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+/// Partitions of every topic.
+pub const PARTITIONS: u32 = 6;
 
-/// What the processes need to know.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// For logs.
-    pub folder: PathBuf,
-    /// Any database of the server on which the shop's databases are, with a user that may create databases.
-    pub postgres_url: String,
-    pub kafka_brokers: String,
-    /// The first of [`PORTS`] ports; free ones if there is none.
-    pub port_base: Option<u16>,
-    /// How many instances of order-query-svc there are.
-    pub order_query_instances: u16,
-    /// How long the relay's lease outlives a relay that was killed; its default if not given.
-    pub relay_lease: Option<Duration>,
+/// One kind of process, and what it works on.
+#[derive(Debug, Clone, Copy)]
+pub struct Service {
+    /// Its binary's.
+    pub name: &'static str,
+    /// How many of it run.
+    pub instances: u16,
+    /// The first of its ports, from the base; each instance has two, one to serve and one for metrics and health.
+    first_port: u16,
+    /// The database that it alone writes.
+    pub database: Option<&'static str>,
+    /// The topic of the events in its database's outbox.
+    pub emits: Option<&'static str>,
+    /// The topics that it reads.
+    pub consumes: &'static [&'static str],
 }
 
-/// How many ports a [`Plan`] with a base uses.
-pub const PORTS: u16 = 40;
+/// In the order in which they are stopped: first what takes commands, then what carries their events on.
+pub const SERVICES: [Service; 5] = [
+    Service {
+        name: ORDER_SVC,
+        instances: 2,
+        first_port: 10,
+        database: Some("orders"),
+        emits: Some("events.order"),
+        consumes: &["events.payment"],
+    },
+    Service {
+        name: PAYMENT_SVC,
+        instances: 2,
+        first_port: 40,
+        database: Some("payments"),
+        emits: Some("events.payment"),
+        consumes: &["events.order"],
+    },
+    Service {
+        name: OUTBOX_RELAY,
+        instances: 1,
+        first_port: 30,
+        database: None,
+        emits: None,
+        consumes: &[],
+    },
+    Service {
+        name: ORDER_QUERY_SVC,
+        instances: 2,
+        first_port: 20,
+        database: Some("order_query"),
+        emits: None,
+        consumes: &["events.order", "events.payment"],
+    },
+    Service {
+        name: PAYMENT_SANDBOX,
+        instances: 1,
+        first_port: 50,
+        database: None,
+        emits: None,
+        consumes: &[],
+    },
+];
 
-impl Plan {
-    pub fn orders_url(&self) -> String {
-        postgres::with_database(&self.postgres_url, ORDERS_DATABASE)
+/// How many ports a [`Plan`] with a base keeps for itself; there is room for services to come.
+pub const PORTS: u16 = 100;
+/// PostgreSQL's port, and Kafka's two, from the base.
+pub const POSTGRES_PORT: u16 = 0;
+pub const KAFKA_PORTS: [u16; 2] = [1, 2];
+
+/// The secret key that the payment sandbox takes.
+const SANDBOX_KEY: &str = "sk_test_sandbox";
+
+/// Rebalances, some of which may have to wait for a member that is gone.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+
+impl Service {
+    /// What its instances are called.
+    pub fn instance_names(&self) -> Vec<String> {
+        match self.instances {
+            1 => vec![self.name.to_owned()],
+            several => (1..=several)
+                .map(|instance| format!("{}-{instance}", self.name))
+                .collect(),
+        }
     }
 
-    pub fn order_query_url(&self) -> String {
-        postgres::with_database(&self.postgres_url, ORDER_QUERY_DATABASE)
+    fn ports(&self) -> impl Iterator<Item = [u16; 2]> {
+        (0..self.instances).map(|instance| {
+            let first = self.first_port + 2 * instance;
+            [first, first + 1]
+        })
+    }
+}
+
+/// The topics, in the order of those who emit.
+pub fn topics() -> Vec<&'static str> {
+    SERVICES.iter().filter_map(|service| service.emits).collect()
+}
+
+/// The databases, in the order of those who write them.
+pub fn databases() -> Vec<&'static str> {
+    SERVICES.iter().filter_map(|service| service.database).collect()
+}
+
+/// Databases that have an outbox, and the topics of their events.
+pub fn outboxes() -> Vec<(&'static str, &'static str)> {
+    let both = SERVICES.iter().map(|service| service.database.zip(service.emits));
+    both.flatten().collect()
+}
+
+/// Every port that is used with a base, counted from it.
+pub fn ports() -> Vec<u16> {
+    let of_services = SERVICES.iter().flat_map(Service::ports).flatten();
+    [POSTGRES_PORT]
+        .into_iter()
+        .chain(KAFKA_PORTS)
+        .chain(of_services)
+        .collect()
+}
+
+/// Where a running shop is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Addresses {
+    /// Connection URLs by name.
+    pub databases: BTreeMap<String, String>,
+    /// `host:port` of Kafka.
+    pub brokers: String,
+    /// URLs for gRPC, one per instance, by service.
+    pub services: BTreeMap<String, Vec<String>>,
+    /// URL of the payment sandbox.
+    pub sandbox: String,
+}
+
+impl Addresses {
+    /// From the file that [`write`](Self::write) made.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is not understood", path.display()))
+    }
+
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)?;
+        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The connection URL of a database.
+    pub fn database(&self, name: &str) -> Result<&str> {
+        let url = self.databases.get(name);
+        Ok(url.with_context(|| format!("there is no database {name}"))?)
+    }
+
+    /// The URLs of a service's instances.
+    pub fn service(&self, name: &str) -> Result<&[String]> {
+        let urls = self.services.get(name);
+        Ok(urls.with_context(|| format!("there is no service {name}"))?)
+    }
+}
+
+/// Where the processes are to work, and how.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    folder: PathBuf,
+    postgres_url: String,
+    kafka_brokers: String,
+    port_base: Option<u16>,
+    sandbox_port: u16,
+    /// For one service, or for all of them.
+    settings: Vec<(Option<&'static str>, String, String)>,
+}
+
+impl Plan {
+    /// Logs and the sandbox's storage go to `folder`. `postgres_url` is any database of the server on which the shop's
+    /// databases are, with a user that may create databases. [`PORTS`] ports from `port_base` are used, or free ones.
+    pub fn new(
+        folder: impl Into<PathBuf>,
+        postgres_url: String,
+        kafka_brokers: String,
+        port_base: Option<u16>,
+    ) -> Result<Self> {
+        // payment-svc has to know it before the sandbox is started.
+        let sandbox_port = match port_base {
+            Some(base) => base + service(PAYMENT_SANDBOX)?.first_port,
+            None => free_ports(1)?[0],
+        };
+        Ok(Self {
+            folder: folder.into(),
+            postgres_url,
+            kafka_brokers,
+            port_base,
+            sandbox_port,
+            settings: Vec::new(),
+        })
+    }
+
+    /// A setting of one service.
+    pub fn set(mut self, service: &'static str, key: &str, value: impl Into<String>) -> Self {
+        self.settings.push((Some(service), key.to_owned(), value.into()));
+        self
+    }
+
+    /// A setting of all of them.
+    pub fn set_for_all(mut self, key: &str, value: impl Into<String>) -> Self {
+        self.settings.push((None, key.to_owned(), value.into()));
+        self
+    }
+
+    /// How long the relay's leases outlive a relay that was killed.
+    pub fn relay_lease(self, lease: Duration) -> Self {
+        outboxes().into_iter().fold(self, |plan, (database, _)| {
+            let key = format!("outbox.{database}.lease_ttl");
+            plan.set(OUTBOX_RELAY, &key, format!("{}ms", lease.as_millis()))
+        })
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn database_url(&self, database: &str) -> String {
+        postgres::with_database(&self.postgres_url, database)
+    }
+
+    /// Where everything is.
+    pub fn addresses(&self, shop: &Shop) -> Result<Addresses> {
+        let mut services: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for service in SERVICES {
+            let urls = shop
+                .of(service.name)
+                .filter_map(|process| process.grpc_url().ok());
+            services.insert(service.name.to_owned(), urls.collect());
+        }
+        services.retain(|_, urls| !urls.is_empty());
+        let databases = databases().into_iter();
+        Ok(Addresses {
+            databases: databases
+                .map(|database| (database.to_owned(), self.database_url(database)))
+                .collect(),
+            brokers: self.kafka_brokers.clone(),
+            services,
+            sandbox: self.sandbox_url(),
+        })
+    }
+
+    /// Where the payment provider is.
+    pub fn sandbox_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.sandbox_port)
+    }
+
+    /// Where the payment sandbox keeps what it knows.
+    pub fn sandbox_storage(&self) -> PathBuf {
+        self.folder.join("payment-sandbox")
     }
 
     /// Makes the databases.
     pub async fn create_databases(&self) -> Result<()> {
-        postgres::create_database(&self.postgres_url, ORDERS_DATABASE).await?;
-        postgres::create_database(&self.postgres_url, ORDER_QUERY_DATABASE).await
+        for database in databases() {
+            postgres::create_database(&self.postgres_url, database).await?;
+        }
+        Ok(())
     }
 
     /// Brings the databases up to date.
     pub async fn migrate(&self) -> Result<()> {
-        self.order_svc().arg("migrate").run_to_end().await?;
-        self.order_query_svc(1).arg("migrate").run_to_end().await
+        let mut all = JoinSet::new();
+        for service in SERVICES.iter().filter(|service| service.database.is_some()) {
+            all.spawn(self.command(service).arg("migrate").run_to_end());
+        }
+        finished(all).await
     }
 
     /// Makes the topics that are missing.
     pub async fn create_topics(&self) -> Result<()> {
-        let (topic, partitions) = ORDER_TOPIC;
-        self.outbox_relay()
-            .arg("create-topics")
-            .arg(format!("{topic}={partitions}"))
+        let relay = self.command(service(OUTBOX_RELAY)?).arg("create-topics");
+        let topics = topics();
+        let all = topics
+            .iter()
+            .fold(relay, |relay, topic| relay.arg(format!("{topic}={PARTITIONS}")));
+        all.run_to_end().await
+    }
+
+    /// Rebuilds everything from its history and compares, in every service that has one. What differs is in the error.
+    pub async fn verify(&self) -> Result<()> {
+        let mut all = JoinSet::new();
+        for service in SERVICES.iter().filter(|service| service.emits.is_some()) {
+            all.spawn(self.command(service).arg("verify").run_to_end());
+        }
+        finished(all).await
+    }
+
+    /// Compares payment-svc's ledger with the provider's. What differs is in the error.
+    pub async fn reconcile(&self) -> Result<()> {
+        self.command(service(PAYMENT_SVC)?)
+            .arg("reconcile")
             .run_to_end()
             .await
     }
 
-    /// Rebuilds every order from its history and compares; fails if one differs.
-    pub async fn verify(&self) -> Result<()> {
-        self.order_svc().arg("verify").run_to_end().await
-    }
-
     /// Starts the processes and waits until they are ready.
     pub async fn start(&self) -> Result<Shop> {
-        let (mut order_svc, mut outbox_relay) =
-            tokio::try_join!(self.order_svc().start(), self.outbox_relay().start())?;
-        let mut order_query_svc = Vec::new();
-        for instance in 1..=self.order_query_instances {
-            order_query_svc.push(self.order_query_svc(instance).start().await?);
+        let mut starting = JoinSet::new();
+        for (place, service) in SERVICES.iter().enumerate() {
+            for instance in 0..service.instances {
+                let builder = self.instance(service, instance);
+                starting.spawn(async move {
+                    let mut process = builder.start().await?;
+                    process.ready().await?;
+                    anyhow::Ok(((place, instance), process))
+                });
+            }
         }
-        order_svc.ready().await?;
-        outbox_relay.ready().await?;
-        for instance in &mut order_query_svc {
-            instance.ready().await?;
+        let mut started = Vec::new();
+        while let Some(process) = starting.join_next().await {
+            started.push(process??);
         }
+        started.sort_by_key(|(place, _)| *place);
+        let members = started.into_iter().map(|((place, _), process)| Member {
+            service: SERVICES[place],
+            process,
+        });
         Ok(Shop {
-            order_svc,
-            order_query_svc,
-            outbox_relay,
+            members: members.collect(),
         })
     }
 
-    fn order_svc(&self) -> process::Builder {
-        let builder = Process::builder("order-svc", &self.folder).set("database.url", self.orders_url());
-        self.ports(builder, 10)
-    }
-
-    fn order_query_svc(&self, instance: u16) -> process::Builder {
-        let name = format!("order-query-svc-{instance}");
-        let builder = Process::builder("order-query-svc", &self.folder)
-            .instance(&name)
-            .set("service.instance", &name)
-            .set("database.url", self.order_query_url())
-            .set("kafka.brokers", &self.kafka_brokers);
-        self.ports(builder, 20 + 2 * (instance - 1))
-    }
-
-    fn outbox_relay(&self) -> process::Builder {
-        let builder = Process::builder("outbox-relay", &self.folder)
-            .set("kafka.brokers", &self.kafka_brokers)
-            .set("outbox.orders.database_url", self.orders_url());
-        let builder = match self.relay_lease {
-            Some(lease) => builder.set("outbox.orders.lease_ttl", format!("{}ms", lease.as_millis())),
-            None => builder,
-        };
-        self.ports(builder, 30)
-    }
-
-    fn ports(&self, builder: process::Builder, offset: u16) -> process::Builder {
-        match self.port_base {
-            Some(base) => builder.grpc_port(base + offset).admin_port(base + offset + 1),
-            None => builder,
+    fn instance(&self, service: &Service, instance: u16) -> process::Builder {
+        let index = usize::from(instance);
+        let name = &service.instance_names()[index];
+        let mut builder = self.command(service).instance(name);
+        if !service.consumes.is_empty() {
+            // By this name it keeps its partitions when it is started again.
+            builder = builder.set("service.instance", name);
         }
+        if let (Some(base), Some([port, admin])) = (self.port_base, service.ports().nth(index)) {
+            builder = builder.port(base + port).admin_port(base + admin);
+        }
+        if service.name == PAYMENT_SANDBOX {
+            builder = builder.port(self.sandbox_port);
+        }
+        builder
     }
+
+    /// With all that it has to know, whatever it is asked to do.
+    fn command(&self, service: &Service) -> process::Builder {
+        let mut builder = Process::builder(service.name, &self.folder);
+        if let Some(database) = service.database {
+            builder = builder.set("database.url", self.database_url(database));
+        }
+        if !service.consumes.is_empty() || service.name == OUTBOX_RELAY {
+            builder = builder.set("kafka.brokers", &self.kafka_brokers);
+        }
+        match service.name {
+            OUTBOX_RELAY => {
+                for (database, _) in outboxes() {
+                    builder = builder.set(
+                        &format!("outbox.{database}.database_url"),
+                        self.database_url(database),
+                    );
+                }
+            }
+            PAYMENT_SVC => {
+                builder = builder
+                    .set("provider.base_url", self.sandbox_url())
+                    .set("provider.secret_key", SANDBOX_KEY);
+            }
+            PAYMENT_SANDBOX => {
+                builder = builder.set("storage.folder", self.sandbox_storage().to_string_lossy());
+            }
+            _ => {}
+        }
+        let mine = |(of, key, value): &'_ (Option<&'static str>, String, String)| {
+            let applies = of.is_none_or(|of| of == service.name);
+            applies.then(|| (key.clone(), value.clone()))
+        };
+        self.settings
+            .iter()
+            .filter_map(mine)
+            .fold(builder, |builder, (key, value)| builder.set(&key, value))
+    }
+}
+
+fn service(name: &str) -> Result<&'static Service> {
+    const TABLE: &[Service] = &SERVICES;
+    TABLE
+        .iter()
+        .find(|service| service.name == name)
+        .with_context(|| format!("there is no service {name}"))
+}
+
+async fn finished(mut tasks: JoinSet<Result<()>>) -> Result<()> {
+    while let Some(ended) = tasks.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Member {
+    service: Service,
+    process: Process,
 }
 
 /// The running processes. Dropping it kills them.
 #[derive(Debug)]
 pub struct Shop {
-    pub order_svc: Process,
-    pub order_query_svc: Vec<Process>,
-    pub outbox_relay: Process,
+    members: Vec<Member>,
 }
 
 impl Shop {
-    /// All processes.
-    pub fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
-        [&mut self.order_svc, &mut self.outbox_relay]
-            .into_iter()
-            .chain(&mut self.order_query_svc)
+    /// All processes, by service and instance.
+    pub fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.members.iter().map(|member| &member.process)
     }
 
-    /// Waits until the instances of order-query-svc have shared out the partitions among them, each with some: until
-    /// then events wait.
-    pub async fn projection_settled(&self) -> Result<()> {
-        wait::until("the partitions are shared out", SETTLE_LIMIT, || async {
-            let mut shares = Vec::new();
-            for instance in &self.order_query_svc {
-                shares.push(metric(&instance.metrics().await?, "consumer_assigned_partitions"));
+    /// All processes, by service and instance.
+    pub fn processes_mut(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.members.iter_mut().map(|member| &mut member.process)
+    }
+
+    /// The instances of a service.
+    pub fn of(&self, service: &str) -> impl Iterator<Item = &Process> {
+        let mine = self
+            .members
+            .iter()
+            .filter(move |member| member.service.name == service);
+        mine.map(|member| &member.process)
+    }
+
+    /// An instance of a service, counted from 0.
+    pub fn instance_mut(&mut self, service: &str, instance: usize) -> Result<&mut Process> {
+        let mut mine = self
+            .members
+            .iter_mut()
+            .filter(|member| member.service.name == service);
+        let member = mine.nth(instance);
+        Ok(&mut member
+            .with_context(|| format!("{service} has no instance {instance}"))?
+            .process)
+    }
+
+    /// Waits until the instances of each consumer have shared out the partitions among them, each with some: until then
+    /// events wait.
+    pub async fn consumers_settled(&self) -> Result<()> {
+        for service in SERVICES.iter().filter(|service| !service.consumes.is_empty()) {
+            let all = f64::from(PARTITIONS) * service.consumes.len() as f64;
+            let what = format!("the partitions are shared out among {}", service.name);
+            wait::until(&what, SETTLE_LIMIT, || async {
+                let mut shares = Vec::new();
+                for instance in self.of(service.name) {
+                    shares.push(metric(&instance.metrics().await?, "consumer_assigned_partitions"));
+                }
+                let settled = shares.iter().sum::<f64>() == all && shares.iter().all(|share| *share >= 1.0);
+                Ok(settled.then_some(()))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Stops all of them, service after service in the order of the table.
+    pub async fn stop(mut self) -> Result<()> {
+        for service in SERVICES {
+            let mut stopping = JoinSet::new();
+            let (now, later) = std::mem::take(&mut self.members)
+                .into_iter()
+                .partition::<Vec<_>, _>(|member| member.service.name == service.name);
+            self.members = later;
+            for mut member in now {
+                stopping.spawn(async move { member.process.stop().await.map(drop) });
             }
-            let all = shares.iter().sum::<f64>() == f64::from(ORDER_TOPIC.1);
-            Ok((all && shares.iter().all(|share| *share >= 1.0)).then_some(()))
-        })
-        .await
-    }
-
-    /// Stops all of them in order: commands first, then what carries their events on.
-    pub async fn stop(&mut self) -> Result<()> {
-        self.order_svc.stop().await?;
-        self.outbox_relay.stop().await?;
-        for instance in &mut self.order_query_svc {
-            instance.stop().await?;
+            finished(stopping).await?;
         }
         Ok(())
     }
@@ -182,7 +510,9 @@ fn metric(text: &str, name: &str) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::metric;
+    use std::collections::BTreeSet;
+
+    use super::*;
 
     #[test]
     fn a_metric_is_summed_over_its_labels() {
@@ -190,5 +520,23 @@ mod tests {
         assert_eq!(metric(text, "a"), 3.0);
         assert_eq!(metric(text, "ab"), 7.0);
         assert_eq!(metric(text, "b"), 0.0);
+    }
+
+    #[test]
+    fn the_table_is_consistent() {
+        let ports = ports();
+        let distinct: BTreeSet<u16> = ports.iter().copied().collect();
+        assert_eq!(distinct.len(), ports.len(), "{ports:?}");
+        assert!(distinct.iter().all(|port| *port < PORTS));
+        for service in SERVICES {
+            for topic in service.consumes {
+                assert!(topics().contains(topic), "nobody emits {topic}");
+            }
+            assert!(
+                service.consumes.is_empty() || service.instances >= 2,
+                "{} runs alone",
+                service.name
+            );
+        }
     }
 }
