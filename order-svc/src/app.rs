@@ -1,5 +1,6 @@
 //! What order-svc does: a function per command and per query.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
@@ -11,13 +12,11 @@ use service::db::{Db, DbError, TransactionError};
 use service::deadline::Deadline;
 use service::requests::{self, Claim, RequestError, RequestKey};
 use service::telemetry;
+use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
-use crate::domain::{
-    Cancellation, CancelledBy, Change, Command, Items, NewOrder, Order, OrderId, PaymentMethodId, Refusal,
-    UserId,
-};
-use crate::store::{self, Lock, Recorded, StoreError};
+use crate::domain::{Change, Command, Items, NewOrder, Order, OrderId, PaymentMethodId, Refusal, UserId};
+use crate::store::{self, Due, Lock, Recorded, StoreError};
 
 /// The source in the envelopes of this service's events.
 const SOURCE: &str = "/order-svc";
@@ -134,6 +133,39 @@ impl Orders {
         self.commands.run(command).await
     }
 
+    /// Orders that had to be paid by now and are not known to be, after one of them, at most `limit`.
+    ///
+    /// # Errors
+    /// [`CommandError::Store`]
+    pub async fn due(
+        &self,
+        deadline: Deadline,
+        after: Option<Due>,
+        limit: u16,
+    ) -> Result<Vec<Due>, CommandError> {
+        let input = (now(), after, limit);
+        self.db
+            .read(deadline, &input, |conn, &(now, after, limit)| {
+                Box::pin(async move { Ok(store::due(conn, now, after, limit).await?) })
+            })
+            .await
+    }
+
+    /// Records that an order is overdue, if nobody else is at it or has done it. Only that: a payment may be under way, so
+    /// it is payment-svc that answers this event with what becomes of the order.
+    ///
+    /// # Errors
+    /// [`CommandError`]
+    pub async fn record_overdue(&self, deadline: Deadline, id: OrderId) -> Result<(), CommandError> {
+        let db = self.db.clone();
+        let command = async move {
+            let done = db.transaction(deadline, &id, |conn, id| Box::pin(overdue(conn, *id)));
+            done.await?.committed();
+            Ok(())
+        };
+        self.commands.run(command).await
+    }
+
     /// An order of this user.
     ///
     /// # Errors
@@ -173,7 +205,7 @@ impl Orders {
 /// What a transaction leads to if it commits.
 struct Done<R> {
     response: R,
-    /// None for a repeat.
+    /// None for a repeat, and when nothing had to be done.
     recorded: Vec<Recorded>,
 }
 
@@ -185,26 +217,85 @@ impl<R> Done<R> {
         }
     }
 
-    /// Logs what is a fact now.
     fn committed(self) -> R {
-        for Recorded {
-            event_id,
-            event_type,
-            entity_id,
-            version,
-        } in self.recorded
-        {
-            tracing::info!(
-                event.id = %event_id,
-                event.r#type = event_type,
-                entity.r#type = store::ENTITY_TYPE,
-                entity.id = %entity_id,
-                entity.version = version,
-                "recorded {event_type}"
-            );
-        }
+        log(&self.recorded);
         self.response
     }
+}
+
+/// Logs what is a fact now, within the current span.
+fn log(recorded: &[Recorded]) {
+    for Recorded {
+        event_id,
+        event_type,
+        entity_id,
+        version,
+    } in recorded
+    {
+        tracing::info!(
+            event.id = %event_id,
+            event.r#type = event_type,
+            entity.r#type = store::ENTITY_TYPE,
+            entity.id = %entity_id,
+            entity.version = version,
+            "recorded {event_type}"
+        );
+    }
+}
+
+/// What an event of another service asks of an order.
+#[derive(Debug)]
+pub struct Told {
+    pub order_id: OrderId,
+    pub command: Command,
+    /// The event: it causes what is recorded.
+    pub event_id: Uuid,
+    /// Continues the event's trace.
+    pub span: Span,
+}
+
+/// What was recorded because of an event of another service.
+#[derive(Debug)]
+pub struct Heard {
+    span: Span,
+    recorded: Vec<Recorded>,
+}
+
+impl Heard {
+    /// Logs it, once it has committed.
+    pub fn committed(&self) {
+        self.span.in_scope(|| log(&self.recorded));
+    }
+}
+
+/// Does what events of other services ask, in their order, within the caller's transaction. All their orders are locked before,
+/// in the order of their ids: an order is told of by events of several partitions, and so in several transactions at once.
+///
+/// # Errors
+/// Why, and which one could not be done. The transaction must be rolled back.
+pub async fn hear(
+    conn: &mut AsyncPgConnection,
+    told: Vec<Told>,
+) -> Result<Vec<Heard>, (usize, CommandError)> {
+    let ids: BTreeSet<OrderId> = told.iter().map(|told| told.order_id).collect();
+    let mut orders = store::lock(conn, &ids).await.map_err(|error| (0, error.into()))?;
+    let mut heard = Vec::with_capacity(told.len());
+    for (position, told) in told.into_iter().enumerate() {
+        let order = orders.remove(&told.order_id);
+        let cause = told.span.in_scope(|| cause(told.order_id, Some(told.event_id)));
+        let now = order.as_ref().map_or_else(now, now_after);
+        let change = Change::make(order, told.command, now).map_err(|refusal| (position, refusal.into()))?;
+        let recorded = store::save(conn, &change, &cause)
+            .instrument(told.span.clone())
+            .await
+            .map_err(|error| (position, error.into()))?;
+        orders.insert(told.order_id, change.into_order());
+        heard.push(Heard {
+            span: told.span,
+            recorded,
+        });
+    }
+    Ok(heard)
 }
 
 async fn place(
@@ -231,7 +322,7 @@ async fn place(
         order: Some(change.order().into()),
     };
     ticket.complete(conn, &response).await?;
-    let recorded = store::save(conn, &change, &cause(id, &command.request)).await?;
+    let recorded = store::save(conn, &change, &cause(id, Some(command.request.request_id()))).await?;
     Ok(Done { response, recorded })
 }
 
@@ -250,18 +341,27 @@ async fn cancel(
     {
         return Err(CommandError::VersionMismatch);
     }
-    let cancellation = Cancellation {
-        by: CancelledBy::User,
-        reason: command.reason.clone(),
-    };
-    // An order cannot end before it began, whatever the clocks of two replicas say.
-    let now = now().max(order.updated_at);
-    let change = Change::make(Some(order), Command::Cancel(cancellation), now)?;
+    let reason = command.reason.clone();
+    let now = now_after(&order);
+    let change = Change::make(Some(order), Command::Cancel { reason }, now)?;
     let response = proto::CancelOrderResponse {
         order: Some(change.order().into()),
     };
     ticket.complete(conn, &response).await?;
-    let recorded = store::save(conn, &change, &cause(command.order_id, &command.request)).await?;
+    let cause = cause(command.order_id, Some(command.request.request_id()));
+    let recorded = store::save(conn, &change, &cause).await?;
+    Ok(Done { response, recorded })
+}
+
+async fn overdue(conn: &mut AsyncPgConnection, id: OrderId) -> Result<Done<()>, CommandError> {
+    let response = ();
+    // Whoever holds it is about to change it, most likely to this very effect. If not, it is found again.
+    let Some(order) = store::load(conn, id, Lock::UpdateIfFree).await? else {
+        return Ok(Done::repeat(response));
+    };
+    let now = now_after(&order);
+    let change = Change::make(Some(order), Command::RecordOverdue, now)?;
+    let recorded = store::save(conn, &change, &cause(id, None)).await?;
     Ok(Done { response, recorded })
 }
 
@@ -278,13 +378,14 @@ async fn find(
         .ok_or(CommandError::NotFound)
 }
 
-/// All that happens to an order is joined by the order's own id; each command is named by its request.
-fn cause(id: OrderId, request: &RequestKey) -> Cause {
+/// All that happens to an order is joined by the order's own id. What caused it is the id of a request or of another service's
+/// event; nothing when it was time alone.
+fn cause(id: OrderId, causation_id: Option<Uuid>) -> Cause {
     let trace = telemetry::current_trace_context();
     Cause {
         source: SOURCE,
         correlation_id: id.0,
-        causation_id: Some(request.request_id()),
+        causation_id,
         traceparent: trace.traceparent,
         tracestate: trace.tracestate,
     }
@@ -293,4 +394,9 @@ fn cause(id: OrderId, request: &RequestKey) -> Cause {
 /// The time, as exactly as PostgreSQL keeps it.
 fn now() -> DateTime<Utc> {
     Utc::now().trunc_subsecs(6)
+}
+
+/// The same, but not before the order's last event, whatever the clocks of two replicas say.
+fn now_after(order: &Order) -> DateTime<Utc> {
+    now().max(order.updated_at)
 }

@@ -50,6 +50,14 @@ pub fn encode(id: OrderId, event: &Event) -> Encoded {
             }
             .encode_to_vec(),
         ),
+        Event::Overdue { at } => (
+            names::OVERDUE,
+            proto::OrderOverdue {
+                order_id,
+                overdue_at: Some(timestamp(*at)),
+            }
+            .encode_to_vec(),
+        ),
         Event::Paid { payment, at } => {
             let method = proto::PaymentMethodSummary {
                 brand: payment.brand.clone(),
@@ -149,6 +157,13 @@ pub fn decode(
             same(message.order_id)?;
             Ok(Event::Reserved {
                 at: time(message.reserved_at.as_ref()).ok_or(Field("reserved_at"))?,
+            })
+        }
+        (names::OVERDUE, 1) => {
+            let message = proto::OrderOverdue::decode(payload)?;
+            same(message.order_id)?;
+            Ok(Event::Overdue {
+                at: time(message.overdue_at.as_ref()).ok_or(Field("overdue_at"))?,
             })
         }
         (names::PAID, 1) => {
@@ -290,14 +305,7 @@ impl From<&Order> for api::Order {
         let cancel_reason = match &order.cancelled {
             None => String::new(),
             Some((cancellation, _)) if !cancellation.reason.is_empty() => cancellation.reason.clone(),
-            Some((cancellation, _)) => match cancellation.by {
-                CancelledBy::User => "cancelled by the user",
-                CancelledBy::OutOfStock => "out of stock",
-                CancelledBy::NotPaidInTime => "not paid in time",
-                CancelledBy::PaymentFailed => "the payment failed",
-                CancelledBy::Refund => "the payment was given back",
-            }
-            .to_owned(),
+            Some((cancellation, _)) => cancellation.by.reason().to_owned(),
         };
         let (shipment, _) = order.shipped.clone().unzip();
         let (tracking_number, carrier) = shipment
@@ -387,6 +395,7 @@ mod tests {
                 at: at(),
             },
             Event::Reserved { at: at() },
+            Event::Overdue { at: at() },
             Event::Paid { payment, at: at() },
             Event::Confirmed { at: at() },
             Event::Shipped { shipment, at: at() },
@@ -397,6 +406,7 @@ mod tests {
             CancelledBy::OutOfStock,
             CancelledBy::NotPaidInTime,
             CancelledBy::PaymentFailed,
+            CancelledBy::Refund,
         ] {
             let cancellation = Cancellation {
                 by,

@@ -44,6 +44,11 @@ impl Change {
         &self.order
     }
 
+    /// The order after the change, alone.
+    pub fn into_order(self) -> Order {
+        self.order
+    }
+
     /// What happened, oldest first.
     pub fn events(&self) -> &[Event] {
         &self.events

@@ -268,10 +268,12 @@ fn refused(refusal: &Refusal) -> Status {
         Refusal::Delivered => "ORDER_DELIVERED",
         Refusal::NotConfirmed => "ORDER_NOT_CONFIRMED",
         Refusal::NotShipped => "ORDER_NOT_SHIPPED",
-        Refusal::PaidOtherwise => "ORDER_PAID",
-        Refusal::WrongAmount => "WRONG_AMOUNT",
-        Refusal::NotDue => "PAYMENT_NOT_DUE",
-        Refusal::Exists | Refusal::PayByPassed | Refusal::Inconsistent(_) => {
+        Refusal::Exists
+        | Refusal::PayByPassed
+        | Refusal::PaidOtherwise
+        | Refusal::WrongAmount
+        | Refusal::NotDue
+        | Refusal::Inconsistent(_) => {
             tracing::error!(error = %chain(refusal), "a command met a state that should not exist");
             return internal();
         }

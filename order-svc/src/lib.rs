@@ -1,11 +1,16 @@
-//! order-svc: commands on orders, and reads of one order from its source.
+//! order-svc: commands on orders, reads of one order from its source, and what payments and the clock do to orders.
 //!
 //! `main` → [`grpc`] → [`app`] → [`store`] → [`domain`]. A command runs in one transaction that claims its request id,
-//! locks and changes the order's row, stores the response, and appends the events to history and outbox.
+//! locks and changes the order's row, stores the response, and appends the events to history and outbox. [`payments`] brings in
+//! what payment-svc tells, and [`expiry`] what time tells.
+//!
+//! Commands need PostgreSQL alone: the process starts, serves and is SERVING to gRPC's health checks whatever Kafka does. `/readyz`,
+//! for people and alerts, also says when events of payments cannot be applied.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use consumer::Consumer;
 use contracts::shop::order::v1::order_service_server::OrderServiceServer;
 use service::admin::{AdminServer, Readiness};
 use service::command::Commands;
@@ -16,13 +21,17 @@ use service::shutdown::{BoxError, Supervisor, TaskError};
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding;
 
+use app::Orders;
 pub use config::{Config, ENV_PREFIX};
+use payments::Payments;
 
 pub mod app;
 pub mod codec;
 pub mod config;
 pub mod domain;
+pub mod expiry;
 pub mod grpc;
+pub mod payments;
 pub mod store;
 pub mod verify;
 
@@ -43,6 +52,8 @@ pub enum AppError {
     Grpc(#[from] GrpcError),
     #[error("the metrics cannot be registered")]
     Metrics(#[from] prometheus::Error),
+    #[error("the consumer of payments cannot be made")]
+    Consumer(#[source] BoxError),
     #[error("the admin port {0} cannot be bound")]
     Admin(SocketAddr, #[source] std::io::Error),
     #[error("service.endpoints_file cannot be written")]
@@ -52,11 +63,12 @@ pub enum AppError {
 }
 
 /// The process, listening but not serving yet.
-#[derive(Debug)]
 pub struct App {
     config: Config,
     db: Db,
     commands: Commands,
+    orders: Orders,
+    consumer: Consumer<Payments>,
     readiness: Readiness,
     grpc: GrpcServer,
     admin: AdminServer,
@@ -73,8 +85,10 @@ impl Config {
         let registry = service::metrics::registry(NAME, VERSION)?;
         db.register_metrics(&registry)?;
         let readiness = Readiness::default();
-        let orders = app::Orders::new(db.clone(), commands.clone(), self.pay_within);
-        let service = OrderServiceServer::new(grpc::OrderGrpc::new(orders, self.grpc.max_deadline))
+        let orders = Orders::new(db.clone(), commands.clone(), self.pay_within);
+        let consumer = subscription::build(&self.payments, &self.database, NAME, Payments, &registry)
+            .map_err(AppError::Consumer)?;
+        let service = OrderServiceServer::new(grpc::OrderGrpc::new(orders.clone(), self.grpc.max_deadline))
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(self.grpc.max_request_bytes)
@@ -95,6 +109,8 @@ impl Config {
             config: self,
             db,
             commands,
+            orders,
+            consumer,
             readiness,
             grpc,
             admin,
@@ -123,15 +139,26 @@ impl App {
             config,
             db,
             commands,
+            orders,
+            consumer,
             readiness,
             grpc,
             admin,
         } = self;
-        let grace = config.grpc.shutdown_wait + config.grpc.drain + Duration::from_secs(5);
+        let serving = config.grpc.shutdown_wait + config.grpc.drain;
+        let grace = serving.max(subscription::longest_end(&config.payments)) + Duration::from_secs(5);
         let command_timeout = config.database.command_timeout;
 
         let mut tasks = Supervisor::new(shutdown.clone());
-        tasks.spawn("grpc", grpc.serve(shutdown));
+        tasks.spawn("grpc", grpc.serve(shutdown.clone()));
+        let status = consumer.status();
+        tasks.spawn("payments", consumer.run(shutdown));
+        tasks.spawn_background(
+            "payments watch",
+            subscription::watch(status, readiness.check("payments")),
+        );
+        // What it has begun is a command, which is waited for below.
+        tasks.spawn_background("expiry", expiry::run(orders, config.expiry_interval));
         tasks.spawn_background("admin", admin.serve());
         tasks.spawn_background(
             "database watch",
@@ -168,6 +195,7 @@ pub async fn migrate(config: &service::config::Database) -> Result<Vec<String>, 
         outbox::MIGRATIONS,
         event_store::MIGRATIONS,
         requests::MIGRATIONS,
+        consumer::MIGRATIONS,
         store::MIGRATIONS,
     ];
     service::db::migrate(config, sources).await

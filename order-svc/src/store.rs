@@ -3,12 +3,15 @@
 //! [`save`] is the only public write. It takes the new state together with its events, so state without event cannot be
 //! written: first the order's row, which locks it and checks the version, then history and outbox.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use chrono::{DateTime, Utc};
 use diesel::prelude::{
-    AsChangeset, ExpressionMethods, Identifiable, Insertable, OptionalExtension, QueryDsl, Queryable,
-    Selectable, SelectableHelper,
+    AsChangeset, BoolExpressionMethods as _, ExpressionMethods, Identifiable, Insertable, OptionalExtension,
+    QueryDsl, Queryable, Selectable, SelectableHelper,
 };
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::sql_types::Bool;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use event_store::{AppendError, Cause, Entity, NewEvent, StoredEvent};
@@ -44,6 +47,7 @@ mod schema {
             created_at -> Timestamptz,
             updated_at -> Timestamptz,
             reserved_at -> Nullable<Timestamptz>,
+            overdue_at -> Nullable<Timestamptz>,
             paid_at -> Nullable<Timestamptz>,
             payment_id -> Nullable<Uuid>,
             payment_brand -> Nullable<Text>,
@@ -91,6 +95,8 @@ pub enum Lock {
     None,
     /// Until the end of the transaction; whoever else wants to change it waits.
     Update,
+    /// The same, if nobody else has it locked: then it is as if there were no such order.
+    UpdateIfFree,
 }
 
 /// The order, if there is one.
@@ -106,8 +112,64 @@ pub async fn load(
     let row = match lock {
         Lock::None => query.first(conn).await.optional()?,
         Lock::Update => query.for_update().first(conn).await.optional()?,
+        Lock::UpdateIfFree => query.for_update().skip_locked().first(conn).await.optional()?,
     };
     row.map(OrderRow::into_order).transpose()
+}
+
+/// Those of these orders that there are, locked in the order of their ids until the end of the transaction.
+///
+/// # Errors
+/// As [`load`].
+pub async fn lock(
+    conn: &mut AsyncPgConnection,
+    ids: &BTreeSet<OrderId>,
+) -> Result<BTreeMap<OrderId, Order>, StoreError> {
+    let rows: Vec<OrderRow> = orders::table
+        .filter(orders::order_id.eq_any(ids.iter().map(|id| id.0)))
+        .order(orders::order_id)
+        .select(OrderRow::as_select())
+        .for_update()
+        .load(conn)
+        .await?;
+    rows.into_iter()
+        .map(|row| Ok((OrderId(row.order_id), row.into_order()?)))
+        .collect()
+}
+
+/// An order that should have been paid, and where it stands among those.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Queryable)]
+pub struct Due {
+    pub pay_by: DateTime<Utc>,
+    pub order_id: Uuid,
+}
+
+/// Pending orders that had to be paid by `now` and are not recorded as overdue yet, behind `after`, at most `limit`.
+///
+/// # Errors
+/// Whatever keeps the database from answering.
+pub async fn due(
+    conn: &mut AsyncPgConnection,
+    now: DateTime<Utc>,
+    after: Option<Due>,
+    limit: u16,
+) -> Result<Vec<Due>, StoreError> {
+    let mut query = orders::table
+        // As it stands in the index: by a parameter, no plan that is kept could use it.
+        .filter(diesel::dsl::sql::<Bool>("status = 'pending'"))
+        .filter(orders::overdue_at.is_null())
+        .filter(orders::pay_by.le(now))
+        .order((orders::pay_by, orders::order_id))
+        .select((orders::pay_by, orders::order_id))
+        .limit(i64::from(limit))
+        .into_boxed();
+    if let Some(Due { pay_by, order_id }) = after {
+        // The first condition is what the index is entered by; the second one tells orders of one moment apart.
+        query = query
+            .filter(orders::pay_by.ge(pay_by))
+            .filter(orders::pay_by.gt(pay_by).or(orders::order_id.gt(order_id)));
+    }
+    Ok(query.load(conn).await?)
 }
 
 /// An event that was written.
@@ -261,6 +323,7 @@ pub(crate) struct OrderRow {
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
     reserved_at: Option<DateTime<Utc>>,
+    overdue_at: Option<DateTime<Utc>>,
     paid_at: Option<DateTime<Utc>>,
     payment_id: Option<Uuid>,
     payment_brand: Option<String>,
@@ -293,11 +356,12 @@ const STATUSES: [(Status, &str); 6] = [
     (Status::Cancelled, "cancelled"),
 ];
 
-const CANCELLED_BY: [(CancelledBy, &str); 4] = [
+const CANCELLED_BY: [(CancelledBy, &str); 5] = [
     (CancelledBy::User, "user"),
     (CancelledBy::OutOfStock, "out_of_stock"),
     (CancelledBy::NotPaidInTime, "not_paid_in_time"),
     (CancelledBy::PaymentFailed, "payment_failed"),
+    (CancelledBy::Refund, "refund"),
 ];
 
 fn name_of<T: Copy + PartialEq>(names: &[(T, &'static str)], value: T) -> String {
@@ -341,6 +405,7 @@ impl From<&Order> for OrderRow {
             created_at: order.created_at,
             updated_at: order.updated_at,
             reserved_at: order.reserved_at,
+            overdue_at: order.overdue_at,
             paid_at,
             payment_id: payment.as_ref().map(|payment| payment.payment_id),
             payment_brand: payment.as_ref().map(|payment| payment.brand.clone()),
@@ -424,6 +489,7 @@ impl OrderRow {
             created_at: self.created_at,
             updated_at: self.updated_at,
             reserved_at: self.reserved_at,
+            overdue_at: self.overdue_at,
             paid,
             confirmed_at: self.confirmed_at,
             shipped,

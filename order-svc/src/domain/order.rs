@@ -11,7 +11,7 @@ pub const MAX_QUANTITY: i32 = 10_000;
 /// Where an order stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Status {
-    /// Placed; perhaps its stock is reserved.
+    /// Placed; perhaps its stock is reserved, perhaps it is overdue.
     Pending,
     /// Paid, its stock not reserved yet.
     Paid,
@@ -49,6 +49,19 @@ pub enum CancelledBy {
     Refund,
 }
 
+impl CancelledBy {
+    /// In words, for where nobody said more.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::User => "cancelled by the user",
+            Self::OutOfStock => "out of stock",
+            Self::NotPaidInTime => "not paid in time",
+            Self::PaymentFailed => "the payment failed",
+            Self::Refund => "the payment was given back",
+        }
+    }
+}
+
 /// Why an order was cancelled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cancellation {
@@ -65,7 +78,7 @@ pub struct NewOrder {
     pub items: Items,
     pub user_email: Option<String>,
     pub payment_method_id: Option<PaymentMethodId>,
-    /// The order is cancelled unless it is paid by then.
+    /// No payment is begun after this.
     pub pay_by: DateTime<Utc>,
 }
 
@@ -85,6 +98,7 @@ pub struct Order {
     /// When the last event happened.
     pub updated_at: DateTime<Utc>,
     pub reserved_at: Option<DateTime<Utc>>,
+    pub overdue_at: Option<DateTime<Utc>>,
     pub paid: Option<(Payment, DateTime<Utc>)>,
     pub confirmed_at: Option<DateTime<Utc>>,
     pub shipped: Option<(Shipment, DateTime<Utc>)>,
@@ -96,13 +110,24 @@ pub struct Order {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     Place(NewOrder),
+    /// Its user wants it no more, for this reason.
+    Cancel {
+        reason: String,
+    },
     /// Its stock is held.
     RecordReserved,
+    /// Its stock is not to be had.
+    RecordOutOfStock,
+    /// The moment by which it must be paid has passed.
+    RecordOverdue,
     /// Its money was received.
     RecordPaid(Payment),
+    /// No payment of it was received, and none will be taken any more.
+    RecordPaymentFailed,
+    /// This payment of it was given back.
+    RecordRefunded(Uuid),
     Ship(Shipment),
     MarkDelivered,
-    Cancel(Cancellation),
 }
 
 /// What happened to an order.
@@ -113,6 +138,10 @@ pub enum Event {
         at: DateTime<Utc>,
     },
     Reserved {
+        at: DateTime<Utc>,
+    },
+    /// Not known to be paid when it had to be. It is not cancelled by that: a payment may be under way.
+    Overdue {
         at: DateTime<Utc>,
     },
     Paid {
@@ -143,6 +172,7 @@ impl Event {
         match self {
             Self::Placed { at, .. }
             | Self::Reserved { at }
+            | Self::Overdue { at }
             | Self::Paid { at, .. }
             | Self::Confirmed { at }
             | Self::Shipped { at, .. }
@@ -209,6 +239,19 @@ pub fn decide(state: Option<&Order>, command: Command, now: DateTime<Utc>) -> Re
         }
         (Command::RecordReserved, _) => Ok(vec![]),
 
+        (Command::RecordOutOfStock, Pending | Paid | Confirmed) => Ok(cancelled(CancelledBy::OutOfStock, at)),
+        (Command::RecordOutOfStock, Cancelled) => Ok(vec![]),
+        (Command::RecordOutOfStock, Shipped | Delivered) => Err(refusal_of(order.status)),
+
+        (Command::RecordOverdue, Pending) if order.overdue_at.is_none() => {
+            if now < order.pay_by {
+                return Err(Refusal::NotDue);
+            }
+            Ok(vec![Event::Overdue { at }])
+        }
+        (Command::RecordOverdue, _) => Ok(vec![]),
+
+        // Also when it is overdue: what payment-svc took in time may be told late, and money is money.
         (Command::RecordPaid(payment), Pending) => {
             if payment.amount != order.items.total() {
                 return Err(Refusal::WrongAmount);
@@ -227,6 +270,27 @@ pub fn decide(state: Option<&Order>, command: Command, now: DateTime<Utc>) -> Re
             _ => Err(Refusal::PaidOtherwise),
         },
 
+        (Command::RecordPaymentFailed, Pending) => Ok(cancelled(
+            if order.overdue_at.is_some() {
+                CancelledBy::NotPaidInTime
+            } else {
+                CancelledBy::PaymentFailed
+            },
+            at,
+        )),
+        (Command::RecordPaymentFailed, _) => Ok(vec![]),
+
+        (Command::RecordRefunded(payment_id), Paid | Confirmed)
+            if order
+                .paid
+                .as_ref()
+                .is_some_and(|(paid, _)| paid.payment_id == payment_id) =>
+        {
+            Ok(cancelled(CancelledBy::Refund, at))
+        }
+        // It has gone out, and stays with whom it was refunded; or it has ended, which is why it was refunded.
+        (Command::RecordRefunded(_), _) => Ok(vec![]),
+
         (Command::Ship(shipment), Confirmed) => Ok(vec![Event::Shipped { shipment, at }]),
         (Command::Ship(_), Pending | Paid) => Err(Refusal::NotConfirmed),
         (Command::Ship(_), status) => Err(refusal_of(status)),
@@ -235,24 +299,22 @@ pub fn decide(state: Option<&Order>, command: Command, now: DateTime<Utc>) -> Re
         (Command::MarkDelivered, Pending | Paid | Confirmed) => Err(Refusal::NotShipped),
         (Command::MarkDelivered, status) => Err(refusal_of(status)),
 
-        (Command::Cancel(cancellation), status) => match (cancellation.by, status) {
-            (CancelledBy::User | CancelledBy::OutOfStock, Pending | Paid | Confirmed) => {
-                Ok(vec![Event::Cancelled { cancellation, at }])
-            }
-            (CancelledBy::User, status) => Err(refusal_of(status)),
-            (CancelledBy::OutOfStock, Cancelled) => Ok(vec![]),
-            (CancelledBy::OutOfStock, status) => Err(refusal_of(status)),
-            (CancelledBy::NotPaidInTime, Pending) if now < order.pay_by => Err(Refusal::NotDue),
-            (CancelledBy::NotPaidInTime | CancelledBy::PaymentFailed, Pending) => {
-                Ok(vec![Event::Cancelled { cancellation, at }])
-            }
-            // It was paid after all, or has ended.
-            (CancelledBy::NotPaidInTime | CancelledBy::PaymentFailed, _) => Ok(vec![]),
-            (CancelledBy::Refund, Paid | Confirmed) => Ok(vec![Event::Cancelled { cancellation, at }]),
-            // It has gone out, and stays with whom it was refunded; or it has ended.
-            (CancelledBy::Refund, _) => Ok(vec![]),
-        },
+        (Command::Cancel { reason }, Pending | Paid | Confirmed) => {
+            let by = CancelledBy::User;
+            let cancellation = Cancellation { by, reason };
+            Ok(vec![Event::Cancelled { cancellation, at }])
+        }
+        (Command::Cancel { .. }, status) => Err(refusal_of(status)),
     }
+}
+
+/// The end of an order by something that needs no further words.
+fn cancelled(by: CancelledBy, at: DateTime<Utc>) -> Vec<Event> {
+    let reason = by.reason().to_owned();
+    vec![Event::Cancelled {
+        cancellation: Cancellation { by, reason },
+        at,
+    }]
 }
 
 fn refusal_of(status: Status) -> Refusal {
@@ -290,6 +352,9 @@ pub fn apply(state: Option<Order>, event: &Event) -> Result<Order, ApplyError> {
         (Event::Reserved { at }, Pending | Paid) if order.reserved_at.is_none() => {
             order.reserved_at = Some(*at)
         }
+        (Event::Overdue { at }, Pending) if order.overdue_at.is_none() && *at >= order.pay_by => {
+            order.overdue_at = Some(*at);
+        }
         (Event::Paid { payment, at }, Pending) => {
             order.status = Paid;
             order.paid = Some((payment.clone(), *at));
@@ -312,6 +377,7 @@ pub fn apply(state: Option<Order>, event: &Event) -> Result<Order, ApplyError> {
         }
         (Event::Placed { .. }, _) => return Err(broken("order.placed")),
         (Event::Reserved { .. }, _) => return Err(broken("order.reserved")),
+        (Event::Overdue { .. }, _) => return Err(broken("order.overdue")),
         (Event::Paid { .. }, _) => return Err(broken("order.paid")),
         (Event::Confirmed { .. }, _) => return Err(broken("order.confirmed")),
         (Event::Shipped { .. }, _) => return Err(broken("order.shipped")),
@@ -336,6 +402,7 @@ fn place(new: &NewOrder, at: DateTime<Utc>) -> Order {
         created_at: at,
         updated_at: at,
         reserved_at: None,
+        overdue_at: None,
         paid: None,
         confirmed_at: None,
         shipped: None,

@@ -49,18 +49,13 @@ fn shipment() -> Shipment {
     }
 }
 
-fn cancellation(by: CancelledBy) -> Cancellation {
-    Cancellation {
-        by,
+fn cancel() -> Command {
+    Command::Cancel {
         reason: "because".to_owned(),
     }
 }
 
-fn cancel(by: CancelledBy) -> Command {
-    Command::Cancel(cancellation(by))
-}
-
-/// What led to the state before the command, each at minute 0, by its usual command.
+/// What led to the state before the command, each by its usual command at minute 0, or at [`PAY_BY`] if it cannot be before.
 const PLACED: &[&str] = &["place"];
 const RESERVED: &[&str] = &["place", "reserve"];
 const PAID: &[&str] = &["place", "pay"];
@@ -69,6 +64,8 @@ const SHIPPED: &[&str] = &["place", "pay", "reserve", "ship"];
 const DELIVERED: &[&str] = &["place", "reserve", "pay", "ship", "deliver"];
 const CANCELLED: &[&str] = &["place", "cancel"];
 const CANCELLED_PAID: &[&str] = &["place", "pay", "cancel"];
+const OVERDUE: &[&str] = &["place", "overdue"];
+const OVERDUE_RESERVED: &[&str] = &["place", "reserve", "overdue"];
 
 fn usual(name: &str) -> Command {
     match name {
@@ -77,7 +74,11 @@ fn usual(name: &str) -> Command {
         "pay" => Command::RecordPaid(payment(5)),
         "ship" => Command::Ship(shipment()),
         "deliver" => Command::MarkDelivered,
-        "cancel" => cancel(CancelledBy::User),
+        "cancel" => cancel(),
+        "overdue" => Command::RecordOverdue,
+        "fail" => Command::RecordPaymentFailed,
+        "refund" => Command::RecordRefunded(payment(5).payment_id),
+        "out of stock" => Command::RecordOutOfStock,
         other => panic!("no command {other}"),
     }
 }
@@ -85,10 +86,13 @@ fn usual(name: &str) -> Command {
 fn given(names: &[&str]) -> Option<Order> {
     names.iter().fold(None, |state, name| {
         Some(
-            Change::make(state, usual(name), time(0))
-                .expect("the usual way")
-                .order()
-                .clone(),
+            Change::make(
+                state,
+                usual(name),
+                time(if *name == "overdue" { PAY_BY } else { 0 }),
+            )
+            .expect("the usual way")
+            .into_order(),
         )
     })
 }
@@ -97,6 +101,7 @@ fn names(events: &[Event]) -> Vec<&'static str> {
     let name = |event: &Event| match event {
         Event::Placed { .. } => "placed",
         Event::Reserved { .. } => "reserved",
+        Event::Overdue { .. } => "overdue",
         Event::Paid { .. } => "paid",
         Event::Confirmed { .. } => "confirmed",
         Event::Shipped { .. } => "shipped",
@@ -152,7 +157,17 @@ fn placing() {
 
 #[test]
 fn nothing_happens_to_an_unknown_order() {
-    for command in ["reserve", "pay", "ship", "deliver", "cancel"] {
+    for command in [
+        "reserve",
+        "out of stock",
+        "overdue",
+        "pay",
+        "fail",
+        "refund",
+        "ship",
+        "deliver",
+        "cancel",
+    ] {
         check(&[], usual(command), Err(Refusal::Unknown));
     }
 }
@@ -182,8 +197,15 @@ fn paying() {
     let pay = || Command::RecordPaid(payment(5));
     check(PLACED, pay(), Ok((&["paid"], Status::Paid)));
     check(RESERVED, pay(), Ok((&["paid", "confirmed"], Status::Confirmed)));
-    // Money that comes late is still money: order-svc itself cancels by the clock.
+    // Money that is told of late is still money.
     check_at(PAY_BY + 1, PLACED, pay(), Ok((&["paid"], Status::Paid)));
+    check_at(PAY_BY + 1, OVERDUE, pay(), Ok((&["paid"], Status::Paid)));
+    check_at(
+        PAY_BY + 1,
+        OVERDUE_RESERVED,
+        pay(),
+        Ok((&["paid", "confirmed"], Status::Confirmed)),
+    );
     for (state, status) in [
         (PAID, Status::Paid),
         (CONFIRMED, Status::Confirmed),
@@ -230,64 +252,93 @@ fn shipping_and_delivering() {
 }
 
 #[test]
-fn cancelling_by_the_user() {
+fn cancelling() {
     for state in [PLACED, RESERVED, PAID, CONFIRMED] {
-        check(
-            state,
-            cancel(CancelledBy::User),
-            Ok((&["cancelled"], Status::Cancelled)),
-        );
+        check(state, cancel(), Ok((&["cancelled"], Status::Cancelled)));
     }
-    check(SHIPPED, cancel(CancelledBy::User), Err(Refusal::Shipped));
-    check(DELIVERED, cancel(CancelledBy::User), Err(Refusal::Delivered));
-    check(CANCELLED, cancel(CancelledBy::User), Err(Refusal::Cancelled));
+    check_at(PAY_BY, OVERDUE, cancel(), Ok((&["cancelled"], Status::Cancelled)));
+    check(SHIPPED, cancel(), Err(Refusal::Shipped));
+    check(DELIVERED, cancel(), Err(Refusal::Delivered));
+    check(CANCELLED, cancel(), Err(Refusal::Cancelled));
 }
 
 #[test]
-fn cancelling_for_want_of_stock() {
+fn being_out_of_stock() {
+    let out = || Command::RecordOutOfStock;
     for state in [PLACED, RESERVED, PAID, CONFIRMED] {
-        check(
-            state,
-            cancel(CancelledBy::OutOfStock),
-            Ok((&["cancelled"], Status::Cancelled)),
-        );
+        check(state, out(), Ok((&["cancelled"], Status::Cancelled)));
     }
-    check(
-        CANCELLED,
-        cancel(CancelledBy::OutOfStock),
-        Ok((&[], Status::Cancelled)),
-    );
-    check(SHIPPED, cancel(CancelledBy::OutOfStock), Err(Refusal::Shipped));
+    check(CANCELLED, out(), Ok((&[], Status::Cancelled)));
+    check(SHIPPED, out(), Err(Refusal::Shipped));
 }
 
 #[test]
-fn cancelling_for_want_of_money() {
-    check(PLACED, cancel(CancelledBy::NotPaidInTime), Err(Refusal::NotDue));
+fn being_overdue() {
+    let overdue = || Command::RecordOverdue;
     for state in [PLACED, RESERVED] {
-        check_at(
-            PAY_BY - 1,
-            state,
-            cancel(CancelledBy::NotPaidInTime),
-            Err(Refusal::NotDue),
-        );
-        check_at(
-            PAY_BY,
-            state,
-            cancel(CancelledBy::NotPaidInTime),
-            Ok((&["cancelled"], Status::Cancelled)),
-        );
-        check(
-            state,
-            cancel(CancelledBy::PaymentFailed),
-            Ok((&["cancelled"], Status::Cancelled)),
-        );
+        check_at(PAY_BY - 1, state, overdue(), Err(Refusal::NotDue));
+        check_at(PAY_BY, state, overdue(), Ok((&["overdue"], Status::Pending)));
     }
-    for by in [CancelledBy::NotPaidInTime, CancelledBy::PaymentFailed] {
-        check_at(PAY_BY, PAID, cancel(by), Ok((&[], Status::Paid)));
-        check_at(PAY_BY, CONFIRMED, cancel(by), Ok((&[], Status::Confirmed)));
-        check_at(PAY_BY, SHIPPED, cancel(by), Ok((&[], Status::Shipped)));
-        check_at(PAY_BY, CANCELLED, cancel(by), Ok((&[], Status::Cancelled)));
+    for (state, status) in [
+        (OVERDUE, Status::Pending),
+        (PAID, Status::Paid),
+        (CONFIRMED, Status::Confirmed),
+        (SHIPPED, Status::Shipped),
+        (DELIVERED, Status::Delivered),
+        (CANCELLED, Status::Cancelled),
+    ] {
+        check_at(PAY_BY + 1, state, overdue(), Ok((&[], status)));
     }
+}
+
+/// Who the order says has ended it, after a command at [`PAY_BY`].
+#[track_caller]
+fn check_ended_by(state: &[&str], command: &str, by: Option<CancelledBy>) {
+    let before = given(state);
+    let change = Change::make(before.clone(), usual(command), time(PAY_BY)).expect("allowed");
+    let order = change.order();
+    match by {
+        Some(by) => {
+            assert_eq!(names(change.events()), ["cancelled"]);
+            let cancellation = order.cancelled.as_ref().map(|(cancellation, _)| cancellation);
+            let reason = by.reason().to_owned();
+            assert_eq!(cancellation, Some(&Cancellation { by, reason }));
+        }
+        None => assert_eq!(Some(order), before.as_ref()),
+    }
+}
+
+#[test]
+fn a_payment_that_failed_for_good_ends_only_what_is_not_paid() {
+    for state in [PLACED, RESERVED] {
+        check_ended_by(state, "fail", Some(CancelledBy::PaymentFailed));
+    }
+    for state in [OVERDUE, OVERDUE_RESERVED] {
+        check_ended_by(state, "fail", Some(CancelledBy::NotPaidInTime));
+    }
+    for state in [PAID, CONFIRMED, SHIPPED, DELIVERED, CANCELLED, CANCELLED_PAID] {
+        check_ended_by(state, "fail", None);
+    }
+}
+
+#[test]
+fn a_refund_ends_what_was_paid_by_it_and_has_not_gone_out() {
+    for state in [PAID, CONFIRMED] {
+        check_ended_by(state, "refund", Some(CancelledBy::Refund));
+    }
+    for state in [
+        PLACED,
+        RESERVED,
+        OVERDUE,
+        SHIPPED,
+        DELIVERED,
+        CANCELLED,
+        CANCELLED_PAID,
+    ] {
+        check_ended_by(state, "refund", None);
+    }
+    let other = Command::RecordRefunded(payment(6).payment_id);
+    check(PAID, other, Ok((&[], Status::Paid)));
 }
 
 #[test]
@@ -318,6 +369,12 @@ fn a_broken_history_is_noticed() {
         ],
         vec![placed.clone(), Event::Completed { at }],
         vec![placed.clone(), Event::Reserved { at }, Event::Reserved { at }],
+        vec![placed.clone(), Event::Overdue { at }],
+        vec![
+            placed.clone(),
+            Event::Overdue { at: time(PAY_BY) },
+            Event::Overdue { at: time(PAY_BY) },
+        ],
     ] {
         assert!(rebuild(&history).is_err(), "{history:?}");
     }
@@ -336,11 +393,42 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         Just(Command::Ship(shipment())),
         Just(Command::MarkDelivered),
-        Just(cancel(CancelledBy::User)),
-        Just(cancel(CancelledBy::OutOfStock)),
-        Just(cancel(CancelledBy::NotPaidInTime)),
-        Just(cancel(CancelledBy::PaymentFailed)),
+        Just(cancel()),
+        Just(Command::RecordOutOfStock),
+        Just(Command::RecordOverdue),
+        Just(Command::RecordPaymentFailed),
+        (5..7u128).prop_map(|id| Command::RecordRefunded(payment(id).payment_id)),
     ]
+}
+
+/// What must hold of every order.
+fn assert_sound(order: &Order) {
+    assert_eq!(order.cancelled.is_some(), order.status == Status::Cancelled);
+    if matches!(
+        order.status,
+        Status::Confirmed | Status::Shipped | Status::Delivered
+    ) {
+        assert!(
+            order.paid.is_some() && order.reserved_at.is_some(),
+            "goods only for money"
+        );
+    }
+    let complete = order.paid.is_some() && order.reserved_at.is_some();
+    assert!(
+        !complete || order.confirmed_at.is_some(),
+        "confirmed with the second of the pair"
+    );
+    if let Some((payment, _)) = &order.paid {
+        assert_eq!(payment.amount, order.items.total());
+    }
+    assert!(order.overdue_at.is_none_or(|at| at >= order.pay_by));
+    let paid = order.paid.is_some();
+    match order.cancelled.as_ref().map(|(cancellation, _)| cancellation.by) {
+        Some(CancelledBy::NotPaidInTime) => assert!(!paid && order.overdue_at.is_some()),
+        Some(CancelledBy::PaymentFailed) => assert!(!paid),
+        Some(CancelledBy::Refund) => assert!(paid),
+        Some(CancelledBy::User | CancelledBy::OutOfStock) | None => {}
+    }
 }
 
 proptest::proptest! {
@@ -365,14 +453,39 @@ proptest::proptest! {
             if before.as_ref().is_some_and(ended) {
                 assert!(events.is_empty(), "nothing follows the end");
             }
-            assert_eq!(order.cancelled.is_some(), order.status == Status::Cancelled);
-            if matches!(order.status, Status::Confirmed | Status::Shipped | Status::Delivered) {
-                assert!(order.paid.is_some() && order.reserved_at.is_some(), "goods only for money");
+            assert_sound(&order);
+            state = Some(order);
+        }
+    }
+    /// An order's payments are known by their ends: at most one is received, and what ends the order for want of money is only said
+    /// when none is. Whatever comes first, in whatever order and how often: who paid has the order, or the money back.
+    #[test]
+    fn nobody_who_paid_is_cancelled_for_want_of_money(
+        tells in proptest::collection::vec((0..5usize, 0..60i64), 0..16),
+    ) {
+        let mut state = given(PLACED);
+        let mut received = false;
+        for (tell, minute) in tells {
+            let command = ["overdue", "pay", "fail", "refund", "cancel"][tell];
+            let before = state.clone();
+            received |= command == "pay";
+            let order = match Change::make(before.clone(), usual(command), time(minute)) {
+                Ok(change) => change.into_order(),
+                // Of these, only people and a clock that is early are refused: what payments tell is always taken in.
+                Err(refusal) => {
+                    assert!(matches!(
+                        (command, refusal),
+                        ("overdue", Refusal::NotDue) | ("cancel", Refusal::Cancelled)
+                    ));
+                    continue;
+                }
+            };
+            assert_sound(&order);
+            if command == "overdue" {
+                assert_eq!(order.status, before.expect("placed").status, "time alone ends nothing");
             }
-            let complete = order.paid.is_some() && order.reserved_at.is_some();
-            assert!(!complete || order.confirmed_at.is_some(), "confirmed with the second of the pair");
-            if let Some((payment, _)) = &order.paid {
-                assert_eq!(payment.amount, order.items.total());
+            if received && order.status != Status::Cancelled {
+                assert!(order.paid.is_some(), "money that was received counts");
             }
             state = Some(order);
         }
