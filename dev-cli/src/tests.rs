@@ -1,5 +1,6 @@
 //! `./dev test`: everything that must hold before a change is done, in the order of how soon it tells.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
@@ -29,12 +30,21 @@ enum Step {
     Doc,
     /// Dependencies that are declared and not used
     Unused,
+    /// Licences and sources of dependencies
+    Licences,
     /// All tests, on PostgreSQL and Kafka of their own
     Tests,
 }
 
 impl Step {
-    const ALL: [Self; 5] = [Self::Format, Self::Clippy, Self::Doc, Self::Unused, Self::Tests];
+    const ALL: [Self; 6] = [
+        Self::Format,
+        Self::Clippy,
+        Self::Doc,
+        Self::Unused,
+        Self::Licences,
+        Self::Tests,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -42,6 +52,7 @@ impl Step {
             Self::Clippy => "clippy",
             Self::Doc => "documentation",
             Self::Unused => "unused dependencies",
+            Self::Licences => "licences and sources",
             Self::Tests => "tests",
         }
     }
@@ -66,6 +77,7 @@ impl Step {
                 cargo(&args, &[("RUSTDOCFLAGS", "-D warnings".to_owned())]).await
             }
             Self::Unused => unused_dependencies().await,
+            Self::Licences => licences().await,
             Self::Tests => tests().await,
         }
     }
@@ -128,31 +140,62 @@ async fn tests() -> Result<()> {
 }
 
 async fn unused_dependencies() -> Result<()> {
-    const VERSION: &str = "0.9.2";
-    let root = paths::target_dir()?.join("tools");
-    let ours = root.join("bin/cargo-machete");
-    let machete = if ours.is_file() {
-        ours
-    } else if let Some(path) = install::optional("cargo-machete") {
-        path.into()
-    } else {
-        let install = format!("cargo-machete@{VERSION}");
-        let root = root.to_string_lossy().into_owned();
-        ui::step("installing cargo-machete", async {
-            cargo(
-                &["install", "--quiet", "--locked", "--root", &root, &install],
-                &[],
-            )
-            .await
-        })
-        .await?;
-        ours
-    };
-    let status = Command::new(machete)
+    let machete = tool("cargo-machete", "0.9.2").await?;
+    check(
+        Command::new(machete),
+        "some dependencies are declared and not used, see above",
+    )
+}
+
+async fn licences() -> Result<()> {
+    let deny = tool("cargo-deny", "0.20.2").await?;
+    let mut command = Command::new(deny);
+    command.args(["check", "licenses", "bans", "sources"]);
+    check(command, "deny.toml does not allow some dependencies, see above")
+}
+
+fn check(mut command: Command, problem: &'static str) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status = command
         .status()
-        .context("cargo-machete did not start")?;
+        .with_context(|| format!("{program} did not start"))?;
     if !status.success() {
-        bail!("some dependencies are declared and not used, see above");
+        bail!(problem);
     }
     Ok(())
+}
+
+/// A tool written in Rust: as it is installed, or our own build of it.
+async fn tool(name: &str, version: &str) -> Result<PathBuf> {
+    let root = paths::target_dir()?.join("tools");
+    let ours = root.join("bin").join(name);
+    if ours.is_file() {
+        return Ok(ours);
+    }
+    if let Some(path) = install::optional(name) {
+        return Ok(path.into());
+    }
+    let root = root.to_string_lossy().into_owned();
+    let package = format!("{name}@{version}");
+    let args = [
+        "install",
+        "--quiet",
+        "--locked",
+        "--no-default-features",
+        "--root",
+        &root,
+        &package,
+    ];
+    // It runs for a moment: what counts is how soon it is built.
+    let quick = [
+        ("CARGO_PROFILE_RELEASE_LTO", "off".to_owned()),
+        ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1".to_owned()),
+        ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16".to_owned()),
+    ];
+    ui::step(
+        &format!("installing {name} (the first time takes minutes)"),
+        cargo(&args, &quick),
+    )
+    .await?;
+    Ok(ours)
 }
