@@ -25,9 +25,9 @@ pub(crate) struct Running {
     pub(crate) task: JoinHandle<Result<(), AppError>>,
 }
 
-/// A migrated database; the template is named after the newest migrations.
+/// A migrated database; the template is named after the newest migration.
 pub(crate) async fn database() -> Database {
-    Database::create("order-svc 2026-02-01-000001 2026-01-03-000001", migrate).await
+    Database::create("order-svc 2026-02-01-000002", migrate).await
 }
 
 pub(crate) async fn migrate(url: String) -> Result<(), service::shutdown::BoxError> {
@@ -44,6 +44,8 @@ pub(crate) fn config(url: &str, settings: &[(&str, &str)]) -> Config {
         ("database.url", url),
         ("database.pool_size", "8"),
         ("database.acquire_timeout", "5s"),
+        // Nobody is there: commands do without.
+        ("kafka.brokers", "127.0.0.1:1"),
     ];
     let variable = |(key, value): &(&str, &str)| {
         (

@@ -17,6 +17,7 @@ fn order_svc(url: &str) -> Command {
         command.env_remove(name);
     }
     command.env("ORDER_SVC_DATABASE__URL", url);
+    command.env("ORDER_SVC_KAFKA__BROKERS", "127.0.0.1:1");
     command
 }
 
@@ -71,6 +72,7 @@ async fn the_process_serves_traces_verifies_and_stops() {
     let folder = Folder::create("order-svc-process");
     let mut process = Process::builder("order-svc", folder.path())
         .set("database.url", database.url())
+        .set("kafka.brokers", "127.0.0.1:1")
         .start()
         .await
         .expect("started");
@@ -175,6 +177,7 @@ async fn a_second_signal_ends_the_process_at_once() {
     let folder = Folder::create("order-svc-signals");
     let mut process = Process::builder("order-svc", folder.path())
         .set("database.url", database.url())
+        .set("kafka.brokers", "127.0.0.1:1")
         .set("grpc.drain", "10m")
         .start()
         .await
