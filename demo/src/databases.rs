@@ -1,13 +1,18 @@
 //! What the databases say, read with plain SQL.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use contracts::shop::common::v1::Money;
 use contracts::shop::order::v1::{Order, OrderItem, OrderStatus};
+use contracts::shop::payment::events::v1::FailureReason;
+use contracts::shop::payment::v1::{Payment, PaymentFailure, PaymentStatus};
 use contracts::wire::timestamp;
+use local_stack::shop::Addresses;
 use serde::Deserialize;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
@@ -35,68 +40,97 @@ pub(crate) struct OutboxRow {
     pub(crate) committed_at_us: i64,
 }
 
-/// When a row of the read model was last written.
+/// How far a consumer has come with an entity.
 #[derive(Debug, Clone)]
-pub(crate) struct Committed {
-    pub(crate) order_id: String,
+pub(crate) struct Mark {
+    pub(crate) topic: String,
+    pub(crate) entity_id: String,
     pub(crate) version: i64,
+    /// When it, and the effect with it, committed, in microseconds since 1970.
     pub(crate) committed_at_us: i64,
 }
 
-/// Connections to both databases.
-pub(crate) struct Databases {
-    pub(crate) orders: Client,
-    pub(crate) order_query: Client,
-}
+/// Connections to all databases.
+pub(crate) struct Databases(BTreeMap<String, Client>);
 
 impl Databases {
-    pub(crate) async fn connect(orders: &str, order_query: &str) -> Result<Self> {
-        Ok(Self {
-            orders: local_stack::postgres::connect(orders).await?,
-            order_query: local_stack::postgres::connect(order_query).await?,
-        })
+    pub(crate) async fn connect(addresses: &Addresses) -> Result<Self> {
+        let mut clients = BTreeMap::new();
+        for (name, url) in &addresses.databases {
+            clients.insert(name.clone(), local_stack::postgres::connect(url).await?);
+        }
+        Ok(Self(clients))
     }
 
-    /// How many rows the outbox has.
-    pub(crate) async fn outbox_count(&self) -> Result<u64> {
-        let row = bounded(self.orders.query_one("SELECT count(*) FROM outbox", &[])).await?;
+    async fn query(&self, database: &str, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        let client = self.0.get(database);
+        let client = client.with_context(|| format!("there is no database {database}"))?;
+        bounded(client.query(sql, parameters))
+            .await
+            .with_context(|| format!("in the database {database}"))
+    }
+
+    async fn number(&self, database: &str, sql: &str) -> Result<u64> {
+        let rows = self.query(database, sql, &[]).await?;
+        let row = rows.first().context("a count has a row")?;
         Ok(u64::try_from(row.get::<_, i64>(0))?)
     }
 
-    /// How many events the read model has taken in.
-    pub(crate) async fn projected_events(&self) -> Result<u64> {
-        let sql = "SELECT coalesce(sum(order_version), 0)::bigint FROM order_views";
-        let row = bounded(self.order_query.query_one(sql, &[])).await?;
-        Ok(u64::try_from(row.get::<_, i64>(0))?)
+    /// How many rows an outbox has.
+    pub(crate) async fn outbox_count(&self, database: &str) -> Result<u64> {
+        self.number(database, "SELECT count(*) FROM outbox").await
     }
 
-    /// The rows of state; all, or that of one order.
-    pub(crate) async fn state(&self, order_id: Option<&str>) -> Result<Vec<Order>> {
+    /// How many events a consumer has taken in: its marks count versions from 1.
+    pub(crate) async fn consumed(&self, database: &str) -> Result<u64> {
+        let sql = "SELECT coalesce(sum(version), 0)::bigint FROM consumer_marks";
+        self.number(database, sql).await
+    }
+
+    /// How many orders and payments have not come to their end.
+    pub(crate) async fn open(&self) -> Result<u64> {
+        let orders = "SELECT count(*) FROM orders WHERE status = 'pending'";
+        let payments = "SELECT count(*) FROM payments WHERE status IN ('pending', 'refund_pending')";
+        Ok(self.number("orders", orders).await? + self.number("payments", payments).await?)
+    }
+
+    /// The rows of state of orders.
+    pub(crate) async fn orders(&self, order_id: Option<&str>) -> Result<Vec<Order>> {
         let sql = "SELECT order_id::text, user_id::text, status, items, total_minor_units, currency, version, \
                           coalesce(user_email, ''), coalesce(payment_method_id::text, ''), pay_by, created_at, \
                           updated_at, coalesce(cancel_reason, ''), coalesce(tracking_number, ''), \
                           coalesce(carrier, ''), coalesce(payment_id::text, '') \
                    FROM orders WHERE $1::text IS NULL OR order_id::text = $1";
-        let rows = bounded(self.orders.query(sql, &[&order_id])).await?;
+        let rows = self.query("orders", sql, &[&order_id]).await?;
         rows.iter().map(order).collect()
     }
 
-    /// The event store; whole, or of one order.
-    pub(crate) async fn events(&self, order_id: Option<&str>) -> Result<Vec<EventRow>> {
+    /// The rows of state of payments, oldest first.
+    pub(crate) async fn payments(&self, order_id: Option<&str>) -> Result<Vec<Payment>> {
+        let sql = "SELECT payment_id::text, order_id::text, user_id::text, status, amount_minor_units, currency, \
+                          coalesce(brand, ''), coalesce(last_four, ''), failure_reason, another_try, \
+                          coalesce(intent, ''), version, created_at, updated_at \
+                   FROM payments WHERE $1::text IS NULL OR order_id::text = $1 ORDER BY created_at, payment_id";
+        let rows = self.query("payments", sql, &[&order_id]).await?;
+        rows.iter().map(payment).collect()
+    }
+
+    /// An event store; whole, or what is about one order, whose id is the correlation id.
+    pub(crate) async fn events(&self, database: &str, order_id: Option<Uuid>) -> Result<Vec<EventRow>> {
         let sql = "SELECT entity_type, entity_id, version, event_id, event_type, schema_version, payload, \
                           correlation_id, traceparent \
-                   FROM events WHERE $1::text IS NULL OR entity_id = $1 ORDER BY entity_id, version";
-        let rows = bounded(self.orders.query(sql, &[&order_id])).await?;
+                   FROM events WHERE $1::uuid IS NULL OR correlation_id = $1 ORDER BY occurred_at, entity_id, version";
+        let rows = self.query(database, sql, &[&order_id]).await?;
         Ok(rows.iter().map(|row| event(row, 0)).collect())
     }
 
-    /// The outbox in the order of its ids; whole, or of one order.
-    pub(crate) async fn outbox(&self, order_id: Option<&str>) -> Result<Vec<OutboxRow>> {
+    /// The same of an outbox, in the order of its ids.
+    pub(crate) async fn outbox(&self, database: &str, order_id: Option<Uuid>) -> Result<Vec<OutboxRow>> {
         let sql = "SELECT id, (extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1000000)::bigint, \
                           aggregate_type, aggregate_id, aggregate_version, event_id, event_type, schema_version, \
                           payload, correlation_id, traceparent \
-                   FROM outbox WHERE $1::text IS NULL OR aggregate_id = $1 ORDER BY id";
-        let rows = bounded(self.orders.query(sql, &[&order_id])).await?;
+                   FROM outbox WHERE $1::uuid IS NULL OR correlation_id = $1 ORDER BY id";
+        let rows = self.query(database, sql, &[&order_id]).await?;
         Ok(rows
             .iter()
             .map(|row| OutboxRow {
@@ -107,18 +141,19 @@ impl Databases {
             .collect())
     }
 
-    /// When each row of the read model was last written; all, or that of one order.
-    pub(crate) async fn view_commits(&self, order_id: Option<&str>) -> Result<Vec<Committed>> {
-        let sql = "SELECT order_id::text, order_version, \
+    /// How far a consumer has come with each entity.
+    pub(crate) async fn marks(&self, database: &str) -> Result<Vec<Mark>> {
+        let sql = "SELECT topic, entity_id, version, \
                           (extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1000000)::bigint \
-                   FROM order_views WHERE $1::text IS NULL OR order_id::text = $1";
-        let rows = bounded(self.order_query.query(sql, &[&order_id])).await?;
+                   FROM consumer_marks";
+        let rows = self.query(database, sql, &[]).await?;
         Ok(rows
             .iter()
-            .map(|row| Committed {
-                order_id: row.get(0),
-                version: row.get(1),
-                committed_at_us: row.get::<_, Option<i64>>(2).unwrap_or_default(),
+            .map(|row| Mark {
+                topic: row.get(0),
+                entity_id: row.get(1),
+                version: row.get(2),
+                committed_at_us: row.get::<_, Option<i64>>(3).unwrap_or_default(),
             })
             .collect())
     }
@@ -132,7 +167,7 @@ struct Item {
     unit_price: i64,
 }
 
-/// From the columns that [`Databases::state`] selects.
+/// From the columns that [`Databases::orders`] selects.
 fn order(row: &Row) -> Result<Order> {
     let order_id: String = row.get(0);
     let status: String = row.get(2);
@@ -164,6 +199,42 @@ fn order(row: &Row) -> Result<Order> {
         tracking_number: row.get(13),
         carrier: row.get(14),
         payment_id: row.get(15),
+    })
+}
+
+/// From the columns that [`Databases::payments`] selects.
+fn payment(row: &Row) -> Result<Payment> {
+    let payment_id: String = row.get(0);
+    let status: String = row.get(3);
+    let status = PaymentStatus::from_str_name(&format!("PAYMENT_STATUS_{}", status.to_uppercase()))
+        .with_context(|| format!("payment {payment_id} has the status {status:?}"))?;
+    let failure = match row.get::<_, Option<String>>(8) {
+        None => None,
+        Some(reason) => {
+            let reason = FailureReason::from_str_name(&format!("FAILURE_REASON_{}", reason.to_uppercase()))
+                .with_context(|| format!("payment {payment_id} failed for the reason {reason:?}"))?;
+            Some(PaymentFailure {
+                reason: reason.into(),
+                another_try: row.get::<_, Option<bool>>(9).unwrap_or_default(),
+            })
+        }
+    };
+    Ok(Payment {
+        payment_id,
+        order_id: row.get(1),
+        user_id: row.get(2),
+        status: status.into(),
+        amount: Some(Money {
+            minor_units: row.get(4),
+            currency_code: row.get(5),
+        }),
+        brand: row.get(6),
+        last_four: row.get(7),
+        failure,
+        provider_reference: row.get(10),
+        version: row.get(11),
+        created_at: Some(timestamp(row.get(12))),
+        updated_at: Some(timestamp(row.get(13))),
     })
 }
 

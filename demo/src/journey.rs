@@ -1,4 +1,4 @@
-//! `demo order`: where one order has been, from its row to the read model.
+//! `demo order`: where one order and its payments have been, from their rows to the read model.
 
 use std::fmt::Write;
 
@@ -6,44 +6,67 @@ use anyhow::{Result, bail};
 use chrono::{DateTime, SecondsFormat, Utc};
 use contracts::catalogue;
 use contracts::shop::order::v1::{Order, OrderStatus};
+use contracts::shop::orderquery::v1::order_query_service_client::OrderQueryServiceClient;
 use contracts::shop::orderquery::v1::{GetOrderViewRequest, OrderView};
+use contracts::shop::payment::v1::{Payment, PaymentStatus};
 use envelope::header;
+use local_stack::shop::{Addresses, ORDER_QUERY_SVC, outboxes};
 use tonic::Status;
 
-use crate::Addresses;
-use crate::databases::{Committed, Databases, EventRow, OutboxRow};
-use crate::rpc::{Clients, call};
-use crate::topic::{Record, Topic};
+use crate::databases::{Databases, EventRow, Mark, OutboxRow};
+use crate::rpc::{call, channel};
+use crate::topic::{Record, Topics};
+use crate::{Where, blocking};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
-    addresses: Addresses,
+    at: Where,
     /// The order
     #[arg(long)]
     id: uuid::Uuid,
 }
 
 pub(crate) async fn show(options: Options) -> Result<()> {
-    let addresses = &options.addresses;
+    let addresses = Addresses::read(&options.at.addresses)?;
     let id = options.id.to_string();
-    let databases = Databases::connect(&addresses.orders_database, &addresses.order_query_database).await?;
-    let Some(order) = databases.state(Some(&id)).await?.pop() else {
+    let databases = Databases::connect(&addresses).await?;
+    let Some(order) = databases.orders(Some(&id)).await?.pop() else {
         bail!("there is no order {id}")
     };
-    let (brokers, name) = (addresses.brokers.clone(), addresses.topic.clone());
-    let records = tokio::task::spawn_blocking(move || Topic::open(&brokers, &name)?.read()).await??;
+    let brokers = addresses.brokers.clone();
+    let names: Vec<&str> = outboxes().into_iter().map(|(_, topic)| topic).collect();
+    let records = blocking(move || Topics::open(&brokers, &names)?.read()).await?;
+    let mut steps = Vec::new();
+    for ((database, topic), records) in outboxes().into_iter().zip(records) {
+        let mut outbox = databases.outbox(database, Some(options.id)).await?;
+        for event in databases.events(database, Some(options.id)).await? {
+            let row = outbox.iter().position(|row| row.event.event_id == event.event_id);
+            let row = row.map(|index| outbox.swap_remove(index));
+            let is_of = |record: &&Record| {
+                let id = row.as_ref().map(|row| row.id.to_string());
+                id.is_some() && record.header(header::OUTBOX_ID) == id.as_deref()
+            };
+            steps.push(Step {
+                records: records.iter().filter(is_of).cloned().collect(),
+                event,
+                row,
+                topic,
+            });
+        }
+    }
+    steps.sort_by_key(|step| step.row.as_ref().map(|row| row.committed_at_us));
+    let marks = databases.marks("order_query").await?;
+    let entities: Vec<&str> = steps.iter().map(|step| step.event.entity_id.as_str()).collect();
     let journey = Journey {
-        events: databases.events(Some(&id)).await?,
-        outbox: databases.outbox(Some(&id)).await?,
-        records: records
+        marks: marks
             .into_iter()
-            .filter(|record| record.key_text() == id)
+            .filter(|mark| entities.contains(&mark.entity_id.as_str()))
             .collect(),
-        view_row: databases.view_commits(Some(&id)).await?.pop(),
-        views: views(addresses, &order).await?,
-        topic: addresses.topic.clone(),
+        payments: databases.payments(Some(&id)).await?,
+        views: views(&addresses, &order).await?,
         order,
+        steps,
     };
     print!("{}", journey.text()?);
     Ok(())
@@ -53,9 +76,9 @@ type Answers = Vec<(String, Result<OrderView, Status>)>;
 
 /// What each instance of the read model says.
 async fn views(addresses: &Addresses, order: &Order) -> Result<Answers> {
-    let clients = Clients::connect(addresses)?;
     let mut answers = Vec::new();
-    for (url, client) in addresses.order_query_svc.iter().zip(clients.views) {
+    for url in addresses.service(ORDER_QUERY_SVC)? {
+        let client = OrderQueryServiceClient::new(channel(url)?);
         let request = GetOrderViewRequest {
             user_id: order.user_id.clone(),
             order_id: order.order_id.clone(),
@@ -73,14 +96,22 @@ async fn views(addresses: &Addresses, order: &Order) -> Result<Answers> {
     Ok(answers)
 }
 
+/// An event, and where it has been.
+struct Step {
+    topic: &'static str,
+    event: EventRow,
+    row: Option<OutboxRow>,
+    records: Vec<Record>,
+}
+
 struct Journey {
     order: Order,
-    events: Vec<EventRow>,
-    outbox: Vec<OutboxRow>,
-    records: Vec<Record>,
-    view_row: Option<Committed>,
+    payments: Vec<Payment>,
+    /// By the order in which they were committed.
+    steps: Vec<Step>,
+    /// How far the read model has come.
+    marks: Vec<Mark>,
     views: Answers,
-    topic: String,
 }
 
 impl Journey {
@@ -103,40 +134,40 @@ impl Journey {
             total.minor_units,
             total.currency_code
         )?;
-        if !order.cancel_reason.is_empty() {
+        if order.status() == OrderStatus::Cancelled {
             writeln!(text, "  cancelled  {}", order.cancel_reason)?;
         }
-        for event in &self.events {
-            self.event(&mut text, event)?;
+        for payment in &self.payments {
+            write!(
+                text,
+                "  payment    {}, {} by {} {}",
+                payment.payment_id,
+                payment_status(payment.status()),
+                payment.brand,
+                payment.last_four
+            )?;
+            if let Some(failure) = payment.failure {
+                let reason = failure.reason().as_str_name();
+                write!(text, ": {}", reason.trim_start_matches("FAILURE_REASON_"))?;
+            }
+            if !payment.provider_reference.is_empty() {
+                write!(text, " (at the provider {})", payment.provider_reference)?;
+            }
+            writeln!(text)?;
+        }
+        for step in &self.steps {
+            self.step(&mut text, step)?;
         }
         writeln!(text, "\nread model")?;
-        match &self.view_row {
-            Some(row) => {
-                writeln!(
-                    text,
-                    "  row        version {}, committed {}",
-                    row.version,
-                    time(row.committed_at_us)
-                )?;
-                let committed = self
-                    .outbox
-                    .iter()
-                    .find(|outbox| outbox.event.version == row.version);
-                if let Some(outbox) = committed {
-                    let after = (row.committed_at_us - outbox.committed_at_us) as f64 / 1e3;
-                    writeln!(text, "             {after:.1} ms after the order's commit")?;
-                }
-            }
-            None => writeln!(text, "  row        none yet")?,
-        }
         for (url, answer) in &self.views {
             match answer {
                 Ok(view) => {
                     writeln!(
                         text,
-                        "  answer     {}, version {} ({url})",
+                        "  answer     {}, version {}, {} payments ({url})",
                         status(view.status()),
-                        view.version
+                        view.version,
+                        view.payments.len()
                     )?;
                 }
                 Err(refusal) => writeln!(
@@ -150,8 +181,13 @@ impl Journey {
         Ok(text)
     }
 
-    fn event(&self, text: &mut String, event: &EventRow) -> Result<()> {
-        writeln!(text, "\nversion {}: {}", event.version, event.event_type)?;
+    fn step(&self, text: &mut String, step: &Step) -> Result<()> {
+        let event = &step.event;
+        writeln!(
+            text,
+            "\n{} (version {} of {} {})",
+            event.event_type, event.version, event.entity_type, event.entity_id
+        )?;
         writeln!(text, "  event      {}", event.event_id)?;
         let trace = event
             .traceparent
@@ -162,11 +198,7 @@ impl Journey {
             Ok(payload) => writeln!(text, "  payload    {payload}")?,
             Err(error) => writeln!(text, "  payload    {} bytes: {error}", event.payload.len())?,
         }
-        let row = self
-            .outbox
-            .iter()
-            .find(|row| row.event.event_id == event.event_id);
-        let Some(row) = row else {
+        let Some(row) = &step.row else {
             writeln!(text, "  outbox     NO ROW")?;
             return Ok(());
         };
@@ -176,18 +208,14 @@ impl Journey {
             row.id,
             time(row.committed_at_us)
         )?;
-        let id = row.id.to_string();
-        let mut records = self
-            .records
-            .iter()
-            .filter(|record| record.header(header::OUTBOX_ID) == Some(&id));
+        let mut records = step.records.iter();
         match records.next() {
             Some(record) => {
                 let after = (record.appended_at_ms as f64 - row.committed_at_us as f64 / 1e3).max(0.0);
                 writeln!(
                     text,
                     "  Kafka      {}, partition {}, offset {}, {after:.1} ms after the commit",
-                    self.topic, record.partition, record.offset
+                    step.topic, record.partition, record.offset
                 )?;
             }
             None => writeln!(text, "  Kafka      not there yet")?,
@@ -195,12 +223,28 @@ impl Journey {
         for repeat in records {
             writeln!(text, "             repeated at offset {}", repeat.offset)?;
         }
+        let mark = self
+            .marks
+            .iter()
+            .find(|mark| mark.topic == step.topic && mark.entity_id == event.entity_id);
+        match mark {
+            Some(mark) if mark.version == event.version => {
+                let after = ((mark.committed_at_us - row.committed_at_us) as f64 / 1e3).max(0.0);
+                writeln!(text, "  read model {after:.1} ms after the commit")?;
+            }
+            Some(mark) if mark.version > event.version => writeln!(text, "  read model taken in")?,
+            _ => writeln!(text, "  read model not there yet")?,
+        }
         Ok(())
     }
 }
 
 fn status(status: OrderStatus) -> &'static str {
     status.as_str_name().trim_start_matches("ORDER_STATUS_")
+}
+
+fn payment_status(status: PaymentStatus) -> &'static str {
+    status.as_str_name().trim_start_matches("PAYMENT_STATUS_")
 }
 
 fn time(microseconds: i64) -> String {

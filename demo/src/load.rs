@@ -1,5 +1,6 @@
 //! Sends the load and remembers what clients were told.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,25 +10,48 @@ use contracts::shop::order::v1::{
     self as v1, CancelOrderRequest, CancelOrderResponse, GetOrderRequest, OrderStatus, PlaceOrderRequest,
     PlaceOrderResponse,
 };
+use contracts::shop::payment::v1::Payment;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::plan::{Cancel, Load, Order, Probe, Repeat};
+use crate::pay::{self, Payer};
+use crate::plan::{Cancel, Load, Order, Outcome, Pay, Probe, Repeat, When};
 use crate::rpc::{Clients, call};
 
-const CONCURRENT: usize = 24;
+/// Most of them wait for something: for the provider, for an event to arrive.
+const CONCURRENT: usize = 48;
 
 /// What clients were told in the end.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
-    /// Every order that was placed, as the last answer about it had it.
-    pub(crate) orders: Vec<v1::Order>,
+    pub(crate) orders: Vec<ToldOrder>,
     /// What was answered otherwise than it should have been.
     pub(crate) problems: Vec<String>,
     pub(crate) repeats: u64,
     pub(crate) refused: u64,
+}
+
+/// What a client was told of one order.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ToldOrder {
+    /// As it was placed.
+    pub(crate) placed: v1::Order,
+    /// As it was cancelled by its user.
+    pub(crate) cancelled: Option<v1::Order>,
+    pub(crate) tries: Vec<ToldTry>,
+    /// What the bank says to the payment method that came with it.
+    pub(crate) with_order: Option<Outcome>,
+}
+
+/// What a client was told of one try to pay.
+#[derive(Debug, Clone)]
+pub(crate) struct ToldTry {
+    /// What the card's bank says.
+    pub(crate) outcome: Outcome,
+    /// The last answer about its payment; none if there was to be no payment.
+    pub(crate) payment: Option<Payment>,
 }
 
 /// Sends everything, at least over `spread`, counting in `placed` as orders are placed.
@@ -53,7 +77,7 @@ pub(crate) async fn send(
                 let _permit = permit;
                 Ok(refused(
                     what,
-                    Code::InvalidArgument,
+                    &[Code::InvalidArgument],
                     place(&clients, request).await,
                 ))
             });
@@ -73,7 +97,7 @@ pub(crate) async fn send(
 }
 
 impl Told {
-    fn merge(&mut self, other: Self) {
+    pub(crate) fn merge(&mut self, other: Self) {
         self.orders.extend(other.orders);
         self.problems.extend(other.problems);
         self.repeats += other.repeats;
@@ -82,79 +106,141 @@ impl Told {
 }
 
 async fn place(clients: &Clients, request: PlaceOrderRequest) -> Result<PlaceOrderResponse, Status> {
-    let client = &clients.orders;
     call(request, |request| {
-        let mut client = client.clone();
+        let mut client = clients.orders();
         async move { client.place_order(request).await }
     })
     .await
 }
 
 async fn cancel(clients: &Clients, request: CancelOrderRequest) -> Result<CancelOrderResponse, Status> {
-    let client = &clients.orders;
     call(request, |request| {
-        let mut client = client.clone();
+        let mut client = clients.orders();
         async move { client.cancel_order(request).await }
     })
     .await
 }
 
+async fn get(clients: &Clients, user_id: &str, order_id: &str) -> Result<v1::Order, Status> {
+    let request = GetOrderRequest {
+        user_id: user_id.to_owned(),
+        order_id: order_id.to_owned(),
+    };
+    let answer = call(request, |request| {
+        let mut client = clients.orders();
+        async move { client.get_order(request).await }
+    });
+    Ok(answer.await?.order.unwrap_or_default())
+}
+
 async fn one_order(clients: &Clients, plan: Order, placed: &AtomicU64) -> Result<Told> {
     let mut told = Told::default();
-    let request = &plan.place;
-    let response = twice(plan.repeat, &mut told, || place(clients, request.clone()))
+    let mut about = ToldOrder::default();
+    let mut request = plan.place.clone();
+    if let Pay::WithOrder(first, _) = &plan.pay {
+        request.payment_method_id = pay::create_method(clients, first, &request.user_id, &mut told).await?;
+        about.with_order = Some(first.outcome);
+    }
+    let placing = twice(plan.repeat, &mut told, PartialEq::eq, || {
+        place(clients, request.clone())
+    });
+    let response = placing
         .await
         .with_context(|| format!("placing an order failed: {request:?}"))?;
     placed.fetch_add(1, Ordering::Relaxed);
-    let mut order = response.order.context("PlaceOrder answered without an order")?;
-    told.problems.extend(differences_to_request(request, &order));
+    let order = response.order.context("PlaceOrder answered without an order")?;
+    told.problems.extend(differences_to_request(&request, &order));
 
     if let Some(probe) = plan.probe {
-        told.merge(try_probe(clients, probe, request, &order).await);
+        told.merge(try_probe(clients, probe, &request, &order).await);
     }
-    if let Some(plan) = &plan.cancel {
-        order = cancel_order(clients, plan, &order, &mut told).await?;
+    let cancel_at = |when| {
+        let (at, cancel) = plan.cancel.as_ref()?;
+        (*at == when).then_some(cancel)
+    };
+    if let Some(cancel) = cancel_at(When::BeforePaying) {
+        about.cancelled = cancel_order(clients, cancel, &order, &mut told).await?;
     }
-    told.orders.push(order);
+    let mut payer = Payer::new(clients, &order);
+    if let Some(cancel) = cancel_at(When::WhilePaying) {
+        let mut told_meanwhile = Told::default();
+        let (paid, cancelled) = tokio::join!(
+            payer.pay(&plan, &mut told),
+            cancel_order(clients, cancel, &order, &mut told_meanwhile)
+        );
+        paid?;
+        about.cancelled = cancelled?;
+        told.merge(told_meanwhile);
+    } else {
+        payer.pay(&plan, &mut told).await?;
+    }
+    if let Some(cancel) = cancel_at(When::AfterPaying) {
+        about.cancelled = cancel_order(clients, cancel, &order, &mut told).await?;
+    }
+    if let Some(refund) = &plan.refund {
+        payer.refund(refund, &mut told).await?;
+    }
+    about.tries = payer.tries;
+    about.placed = order;
+    told.orders.push(about);
     Ok(told)
 }
 
+/// Cancels the order whatever has happened to it meanwhile. `None` when it had been cancelled already.
 async fn cancel_order(
     clients: &Clients,
     plan: &Cancel,
     order: &v1::Order,
     told: &mut Told,
-) -> Result<v1::Order> {
-    let request = CancelOrderRequest {
+) -> Result<Option<v1::Order>> {
+    let mut request = CancelOrderRequest {
         request_id: plan.request_id.clone(),
         user_id: order.user_id.clone(),
         order_id: order.order_id.clone(),
         reason: plan.reason.clone(),
         expected_version: if plan.expects_version { order.version } else { 0 },
     };
-    let response = twice(plan.repeat, told, || cancel(clients, request.clone()))
-        .await
-        .with_context(|| format!("cancelling an order failed: {request:?}"))?;
-    let cancelled = response.order.context("CancelOrder answered without an order")?;
-    let expected = v1::Order {
-        status: OrderStatus::Cancelled.into(),
-        version: order.version + 1,
-        cancel_reason: plan.reason.clone(),
-        updated_at: cancelled.updated_at,
-        ..order.clone()
-    };
-    if cancelled != expected {
-        told.problems.push(format!(
-            "CancelOrder answered {cancelled:?} instead of {expected:?}"
-        ));
+    loop {
+        let cancelling = twice(plan.repeat, told, PartialEq::eq, || {
+            cancel(clients, request.clone())
+        });
+        let refusal = match cancelling.await {
+            Ok(response) => {
+                let cancelled = response.order.context("CancelOrder answered without an order")?;
+                if cancelled.status() != OrderStatus::Cancelled || cancelled.cancel_reason != plan.reason {
+                    told.problems.push(format!("CancelOrder answered {cancelled:?}"));
+                }
+                return Ok(Some(cancelled));
+            }
+            Err(refusal) => refusal,
+        };
+        let now = get(clients, &order.user_id, &order.order_id).await?;
+        match refusal.code() {
+            // Paid or overdue meanwhile: a user who still wants to looks again, and asks again.
+            Code::Aborted if plan.expects_version && now.version > request.expected_version => {
+                request.expected_version = now.version;
+                request.request_id = Uuid::new_v4().to_string();
+            }
+            Code::FailedPrecondition if now.status() == OrderStatus::Cancelled => return Ok(None),
+            _ => {
+                told.problems.push(format!(
+                    "CancelOrder answered {refusal:?}, and the order is {now:?}"
+                ));
+                return Ok(None);
+            }
+        }
     }
-    Ok(cancelled)
 }
 
 /// Sends a request as often as it is to be sent; all answers must be the same.
-async fn twice<A, Fut>(repeat: Repeat, told: &mut Told, send: impl Fn() -> Fut) -> Result<A, Status>
+pub(crate) async fn twice<A, Fut>(
+    repeat: Repeat,
+    told: &mut Told,
+    same: impl Fn(&A, &A) -> bool,
+    send: impl Fn() -> Fut,
+) -> Result<A, Status>
 where
-    A: PartialEq + std::fmt::Debug,
+    A: std::fmt::Debug,
     Fut: Future<Output = Result<A, Status>>,
 {
     let (first, second) = match repeat {
@@ -170,7 +256,7 @@ where
     };
     told.repeats += 1;
     match second {
-        Ok(second) if second == first => {}
+        Ok(second) if same(&first, &second) => {}
         other => told.problems.push(format!(
             "a repeated request ({repeat:?}) got {other:?} instead of {first:?}"
         )),
@@ -215,33 +301,26 @@ async fn try_probe(clients: &Clients, probe: Probe, request: &PlaceOrderRequest,
             other.items[0].quantity += 1;
             refused(
                 "a request_id used for another order",
-                Code::AlreadyExists,
+                &[Code::AlreadyExists],
                 place(clients, other).await,
             )
         }
         Probe::ReadByAnother => {
-            let request = GetOrderRequest {
-                user_id: somebody_else,
-                order_id: order.order_id.clone(),
-            };
-            let answer = call(request, |request| {
-                let mut client = clients.orders.clone();
-                async move { client.get_order(request).await }
-            });
-            refused("somebody else's order, read", Code::NotFound, answer.await)
+            let answer = get(clients, &somebody_else, &order.order_id).await;
+            refused("somebody else's order, read", &[Code::NotFound], answer)
         }
         Probe::CancelledByAnother => {
             let answer = cancel(clients, cancelling(&somebody_else)).await;
-            refused("somebody else's order, cancelled", Code::NotFound, answer)
+            refused("somebody else's order, cancelled", &[Code::NotFound], answer)
         }
         Probe::WrongVersion => {
             let request = CancelOrderRequest {
-                expected_version: order.version + 1,
+                expected_version: order.version + 1_000,
                 ..cancelling(&order.user_id)
             };
             refused(
                 "a version that is not",
-                Code::Aborted,
+                &[Code::Aborted],
                 cancel(clients, request).await,
             )
         }
@@ -252,24 +331,29 @@ async fn try_probe(clients: &Clients, probe: Probe, request: &PlaceOrderRequest,
             };
             refused(
                 "a NUL in the reason",
-                Code::InvalidArgument,
+                &[Code::InvalidArgument],
                 cancel(clients, request).await,
             )
         }
+        Probe::PaidByAnother
+        | Probe::WrongAmount
+        | Probe::WrongCurrency
+        | Probe::UnknownMethod
+        | Probe::MistypedCard => pay::try_probe(clients, probe, order).await,
     }
 }
 
-/// An answer that has to be a refusal.
-fn refused<A: std::fmt::Debug>(what: &str, code: Code, answer: Result<A, Status>) -> Told {
+/// An answer that has to be a refusal, by one of these codes.
+pub(crate) fn refused<A: std::fmt::Debug>(what: &str, codes: &[Code], answer: Result<A, Status>) -> Told {
     let mut told = Told {
         refused: 1,
         ..Told::default()
     };
     match answer {
-        Err(status) if status.code() == code => {}
+        Err(status) if codes.contains(&status.code()) => {}
         other => told
             .problems
-            .push(format!("{what}: expected {code:?}, got {other:?}")),
+            .push(format!("{what}: expected {codes:?}, got {other:?}")),
     }
     told
 }

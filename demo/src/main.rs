@@ -1,8 +1,8 @@
-//! Places orders on a running shop and reconciles what came out at the other end.
+//! Places and pays orders on a running shop and reconciles what came out at the other end.
 //!
-//! It trusts nobody's word: what clients were told, the tables of both databases, a raw read of the topic and the read
-//! model's answers are compared with each other. `./dev demo` starts the shop, then `demo run`, and shows what that
-//! writes to its file of messages; `./dev order` runs `demo order`.
+//! It trusts nobody's word: what clients were told, the tables of all databases, a raw read of the topics, the provider's
+//! ledger and the services' answers are compared with each other. `./dev demo` starts the shop, then `demo run`, and shows what
+//! that writes to its file of messages; `./dev order` runs `demo order`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -11,14 +11,17 @@
 
 mod databases;
 mod journey;
+mod ledger;
 mod load;
-mod messages;
+mod pay;
 mod plan;
 mod reconcile;
 mod rpc;
 mod run;
+mod settle;
 mod topic;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -26,7 +29,7 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(
     version,
-    about = "Places orders on a running shop and reconciles; use it by ./dev demo"
+    about = "Places and pays orders on a running shop and reconciles; use it by ./dev demo"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -35,7 +38,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Places orders, waits for the read model, and reconciles
+    /// Places and pays orders, waits until everything has come to its end, and reconciles
     Run(run::Options),
     /// Shows one order's journey
     Order(journey::Options),
@@ -43,25 +46,10 @@ enum Command {
 
 /// Where everything is.
 #[derive(Debug, Clone, clap::Args)]
-struct Addresses {
-    /// Connection URL of order-svc's database
+struct Where {
+    /// The file that says where everything is; `./dev up` writes target/local/endpoints.json
     #[arg(long)]
-    orders_database: String,
-    /// Connection URL of order-query-svc's database
-    #[arg(long)]
-    order_query_database: String,
-    /// host:port of Kafka
-    #[arg(long)]
-    brokers: String,
-    /// The topic of order events
-    #[arg(long)]
-    topic: String,
-    /// URL of order-svc
-    #[arg(long)]
-    order_svc: String,
-    /// URLs of the instances of order-query-svc
-    #[arg(long, required = true)]
-    order_query_svc: Vec<String>,
+    addresses: PathBuf,
 }
 
 #[tokio::main]
@@ -77,4 +65,11 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs what blocks its thread elsewhere.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await?
 }

@@ -1,6 +1,8 @@
-//! What the load consists of: the same seed gives the same orders.
+//! What the load consists of: the same seed gives the same orders, paid in the same ways.
 
 use contracts::shop::order::v1::{OrderItem, PlaceOrderRequest};
+use contracts::shop::payment::v1::Card;
+use local_stack::cards::{self, Fault};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -17,11 +19,15 @@ const REASONS: [&str; 4] = [
 /// One order with all that happens around it.
 #[derive(Debug, Clone)]
 pub(crate) struct Order {
+    /// A payment method of [`Pay::WithOrder`] is filled in once it is made.
     pub(crate) place: PlaceOrderRequest,
     pub(crate) repeat: Repeat,
-    /// Something that must be refused, tried between placing and cancelling.
+    /// Something that must be refused, tried between placing and paying.
     pub(crate) probe: Option<Probe>,
-    pub(crate) cancel: Option<Cancel>,
+    pub(crate) pay: Pay,
+    pub(crate) cancel: Option<(When, Cancel)>,
+    /// RefundPayment, once it is paid.
+    pub(crate) refund: Option<Refund>,
 }
 
 /// Whether a request is sent twice, with the same request_id.
@@ -34,12 +40,68 @@ pub(crate) enum Repeat {
     AtOnce,
 }
 
+/// How an order is paid, if at all.
+#[derive(Debug, Clone)]
+pub(crate) enum Pay {
+    Never,
+    /// By a payment method that comes with the order; if that is declined, by these one after the other.
+    WithOrder(Try, Vec<Try>),
+    /// By ProcessPayment, one try after the other until one does not fail.
+    ByCall(Vec<Try>),
+    /// By two calls of ProcessPayment at once; with the same request_id, if there is one try only.
+    TwiceAtOnce(Try, Option<Try>),
+}
+
+/// A try to pay.
+#[derive(Debug, Clone)]
+pub(crate) struct Try {
+    pub(crate) request_id: String,
+    /// Of CreatePaymentMethod, if it is called.
+    pub(crate) method_request_id: String,
+    pub(crate) card: Card,
+    pub(crate) outcome: Outcome,
+    pub(crate) means: Means,
+    pub(crate) repeat: Repeat,
+}
+
+/// What the card's bank says, sooner or later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Approved,
+    Declined,
+    /// Declined for good: the order is over.
+    Blocked,
+}
+
+/// How a call of ProcessPayment names its card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Means {
+    /// The card is in the call.
+    Inline,
+    /// By a payment method made before.
+    Method,
+}
+
+/// When an order is cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    BeforePaying,
+    WhilePaying,
+    AfterPaying,
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Cancel {
     pub(crate) request_id: String,
     pub(crate) reason: String,
     /// Whether it names the version that it expects.
     pub(crate) expects_version: bool,
+    pub(crate) repeat: Repeat,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Refund {
+    pub(crate) request_id: String,
     pub(crate) repeat: Repeat,
 }
 
@@ -52,19 +114,34 @@ pub(crate) enum Probe {
     ReadByAnother,
     /// Somebody else cancels it.
     CancelledByAnother,
-    /// It is cancelled at a version that it does not have.
+    /// It is cancelled at a version that it never has.
     WrongVersion,
     /// The reason has a NUL in it.
     NulInReason,
+    /// Somebody else pays it.
+    PaidByAnother,
+    /// More than it costs is paid.
+    WrongAmount,
+    /// It is paid in a currency that it does not have.
+    WrongCurrency,
+    /// It is paid by a payment method that nobody has.
+    UnknownMethod,
+    /// It is paid by a card whose number has a typing error.
+    MistypedCard,
 }
 
 impl Probe {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 10] = [
         Self::RequestIdReused,
         Self::ReadByAnother,
         Self::CancelledByAnother,
         Self::WrongVersion,
         Self::NulInReason,
+        Self::PaidByAnother,
+        Self::WrongAmount,
+        Self::WrongCurrency,
+        Self::UnknownMethod,
+        Self::MistypedCard,
     ];
 }
 
@@ -77,8 +154,8 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// `orders` varied orders of many users; about a fifth is cancelled, 15 % of the requests are sent twice, and 5 %
-    /// invalid ones come on top.
+    /// `orders` varied orders of many users, paid in every way; about a fifth is cancelled by its user, 15 % of the requests are
+    /// sent twice, and 5 % invalid ones come on top.
     pub(crate) fn generate(orders: u32, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let users: Vec<Uuid> = (0..(orders / 5).max(3)).map(|_| uuid(&mut rng)).collect();
@@ -112,26 +189,124 @@ fn order(rng: &mut StdRng, users: &[Uuid], products: &[Uuid]) -> Order {
         } else {
             String::new()
         },
-        payment_method_id: if rng.random_bool(0.3) {
-            uuid(rng).to_string()
-        } else {
-            String::new()
-        },
+        payment_method_id: String::new(),
     };
-    let cancel = rng.random_bool(0.2).then(|| Cancel {
+    let probe = rng
+        .random_bool(0.08)
+        .then(|| *Probe::ALL.choose(rng).unwrap_or(&Probe::ReadByAnother));
+    let cancel = rng.random_bool(0.2).then(|| {
+        let when = [When::BeforePaying, When::WhilePaying, When::AfterPaying];
+        let cancel = Cancel {
+            request_id: uuid(rng).to_string(),
+            reason: (*REASONS.choose(rng).unwrap_or(&"")).to_owned(),
+            expects_version: rng.random_bool(0.5),
+            repeat: repeat(rng),
+        };
+        (*when.choose(rng).unwrap_or(&When::AfterPaying), cancel)
+    });
+    let refund = (cancel.is_none() && rng.random_bool(0.06)).then(|| Refund {
         request_id: uuid(rng).to_string(),
-        reason: (*REASONS.choose(rng).unwrap_or(&"")).to_owned(),
-        expects_version: rng.random_bool(0.5),
         repeat: repeat(rng),
     });
-    let probe = rng
-        .random_bool(0.05)
-        .then(|| *Probe::ALL.choose(rng).unwrap_or(&Probe::ReadByAnother));
     Order {
         place,
         repeat: repeat(rng),
         probe,
+        pay: pay(rng),
         cancel,
+        refund,
+    }
+}
+
+fn pay(rng: &mut StdRng) -> Pay {
+    use Outcome::{Approved, Blocked, Declined};
+    match rng.random_range(0..100) {
+        0..20 => Pay::WithOrder(attempt(rng, Approved), Vec::new()),
+        20..25 => Pay::WithOrder(attempt(rng, Declined), vec![attempt(rng, Approved)]),
+        25..28 => Pay::WithOrder(attempt(rng, Blocked), Vec::new()),
+        28..65 => Pay::ByCall(vec![attempt(rng, Approved)]),
+        65..74 => Pay::ByCall(vec![attempt(rng, Declined), attempt(rng, Approved)]),
+        74..77 => Pay::ByCall(vec![attempt(rng, Declined), attempt(rng, Declined)]),
+        77..81 => Pay::ByCall(vec![attempt(rng, Blocked), attempt(rng, Approved)]),
+        81..87 => Pay::TwiceAtOnce(attempt(rng, Approved), Some(attempt(rng, Approved))),
+        87..90 => Pay::TwiceAtOnce(attempt(rng, Approved), None),
+        90..92 => Pay::TwiceAtOnce(attempt(rng, Declined), Some(attempt(rng, Approved))),
+        _ => Pay::Never,
+    }
+}
+
+fn attempt(rng: &mut StdRng, outcome: Outcome) -> Try {
+    let means = match rng.random_bool(0.5) {
+        true => Means::Inline,
+        false => Means::Method,
+    };
+    let card = Card {
+        number: card_number(rng, outcome),
+        expiry_month: rng.random_range(1..=12),
+        expiry_year: rng.random_range(2030..=2039),
+        cvv: format!("{:03}", rng.random_range(0..1000)),
+    };
+    Try {
+        request_id: uuid(rng).to_string(),
+        method_request_id: uuid(rng).to_string(),
+        card,
+        outcome,
+        means,
+        repeat: repeat(rng),
+    }
+}
+
+/// Whatever goes wrong on the way, the outcome is what the bank says.
+fn card_number(rng: &mut StdRng, outcome: Outcome) -> String {
+    /// Faults after which a client does not know at once what has happened.
+    const UNKNOWN: [Fault; 10] = [
+        Fault::Slow,
+        Fault::HangAfter,
+        Fault::ErrorBefore,
+        Fault::ErrorAfter,
+        Fault::Twice,
+        Fault::DropAfter,
+        Fault::HangBefore,
+        Fault::CreateHangAfter,
+        Fault::CreateErrorAfter,
+        Fault::CreateHangBefore,
+    ];
+    const REFUND_UNKNOWN: [Fault; 7] = [
+        Fault::Slow,
+        Fault::HangAfter,
+        Fault::ErrorBefore,
+        Fault::ErrorAfter,
+        Fault::Twice,
+        Fault::DropAfter,
+        Fault::HangBefore,
+    ];
+    let mut fault = |share: f64, faults: &[Fault]| match rng.random_bool(share) {
+        true => *faults.choose(rng).unwrap_or(&Fault::None),
+        false => Fault::None,
+    };
+    let (pay, refund) = (fault(0.15, &UNKNOWN), fault(0.25, &REFUND_UNKNOWN));
+    let serial: u16 = rng.random_range(0..1000);
+    match outcome {
+        Outcome::Approved if pay == Fault::None && refund == Fault::None => cards::fine(rng.random()),
+        Outcome::Approved => cards::fault(pay, refund, serial),
+        Outcome::Declined => {
+            let declined = [
+                cards::DECLINED,
+                cards::INSUFFICIENT_FUNDS,
+                cards::PROCESSING_ERROR,
+            ];
+            match declined.choose(rng).filter(|_| serial % 2 == 0) {
+                Some(card) => (*card).to_owned(),
+                None => cards::fault(Fault::Declined, Fault::None, serial),
+            }
+        }
+        Outcome::Blocked => {
+            let blocked = [cards::LOST, cards::STOLEN, cards::FRAUDULENT];
+            match blocked.choose(rng).filter(|_| serial % 2 == 0) {
+                Some(card) => (*card).to_owned(),
+                None => cards::fault(Fault::Stolen, Fault::None, serial),
+            }
+        }
     }
 }
 
@@ -224,6 +399,16 @@ mod tests {
         );
         assert_eq!(load.invalid.len(), 50);
         assert!(load.orders.iter().any(|order| order.place.items.len() == 8));
+        let every_way: [fn(&Pay) -> bool; 5] = [
+            |pay| matches!(pay, Pay::Never),
+            |pay| matches!(pay, Pay::WithOrder(_, rest) if !rest.is_empty()),
+            |pay| matches!(pay, Pay::ByCall(tries) if tries.len() == 2),
+            |pay| matches!(pay, Pay::TwiceAtOnce(_, Some(_))),
+            |pay| matches!(pay, Pay::TwiceAtOnce(_, None)),
+        ];
+        for way in every_way {
+            assert!(load.orders.iter().any(|order| way(&order.pay)));
+        }
         for probe in Probe::ALL {
             assert!(
                 load.orders.iter().any(|order| order.probe == Some(probe)),

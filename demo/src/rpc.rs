@@ -1,16 +1,17 @@
 //! Calls with a deadline, repeated under the same request_id while the answer is not known.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use contracts::shop::order::v1::order_service_client::OrderServiceClient;
 use contracts::shop::orderquery::v1::order_query_service_client::OrderQueryServiceClient;
+use contracts::shop::payment::v1::payment_service_client::PaymentServiceClient;
+use local_stack::shop::{Addresses, ORDER_QUERY_SVC, ORDER_SVC, PAYMENT_SVC};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
-
-use crate::Addresses;
 
 /// Of one try.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -19,32 +20,58 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(120);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Clients of all services.
+/// Clients of all instances of all services, taken in turn: a call that is tried again goes to another instance.
 #[derive(Debug, Clone)]
 pub(crate) struct Clients {
-    pub(crate) orders: OrderServiceClient<Channel>,
-    /// One per instance.
-    pub(crate) views: Vec<OrderQueryServiceClient<Channel>>,
+    orders: Vec<OrderServiceClient<Channel>>,
+    payments: Vec<PaymentServiceClient<Channel>>,
+    views: Vec<OrderQueryServiceClient<Channel>>,
+    turn: Arc<AtomicUsize>,
 }
 
 impl Clients {
     pub(crate) fn connect(addresses: &Addresses) -> Result<Self> {
-        let views = addresses.order_query_svc.iter();
         Ok(Self {
-            orders: OrderServiceClient::new(channel(&addresses.order_svc)?),
-            views: views
-                .map(|url| Ok(OrderQueryServiceClient::new(channel(url)?)))
-                .collect::<Result<_>>()?,
+            orders: channels(addresses, ORDER_SVC)?
+                .into_iter()
+                .map(OrderServiceClient::new)
+                .collect(),
+            payments: channels(addresses, PAYMENT_SVC)?
+                .into_iter()
+                .map(PaymentServiceClient::new)
+                .collect(),
+            views: channels(addresses, ORDER_QUERY_SVC)?
+                .into_iter()
+                .map(OrderQueryServiceClient::new)
+                .collect(),
+            turn: Arc::default(),
         })
     }
 
-    /// One instance of the read model after the other.
-    pub(crate) fn view(&self, turn: usize) -> OrderQueryServiceClient<Channel> {
-        self.views[turn % self.views.len()].clone()
+    pub(crate) fn orders(&self) -> OrderServiceClient<Channel> {
+        self.next(&self.orders)
+    }
+
+    pub(crate) fn payments(&self) -> PaymentServiceClient<Channel> {
+        self.next(&self.payments)
+    }
+
+    pub(crate) fn views(&self) -> OrderQueryServiceClient<Channel> {
+        self.next(&self.views)
+    }
+
+    fn next<C: Clone>(&self, instances: &[C]) -> C {
+        instances[self.turn.fetch_add(1, Ordering::Relaxed) % instances.len()].clone()
     }
 }
 
-fn channel(url: &str) -> Result<Channel> {
+fn channels(addresses: &Addresses, service: &str) -> Result<Vec<Channel>> {
+    let urls = addresses.service(service)?;
+    anyhow::ensure!(!urls.is_empty(), "{service} has no instance");
+    urls.iter().map(|url| channel(url)).collect()
+}
+
+pub(crate) fn channel(url: &str) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(url.to_owned()).with_context(|| format!("{url} is no URL"))?;
     // Connects when first used, and again whenever the other side has gone.
     Ok(endpoint.connect_timeout(DEADLINE).connect_lazy())

@@ -7,22 +7,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use contracts::shop::order::v1;
 use contracts::shop::orderquery::v1::{GetOrderViewRequest, ListOrdersRequest, OrderView};
+use contracts::shop::payment::v1::Payment;
+use local_stack::measure::{Message, Report, Writer};
+use local_stack::shop::{Addresses, outboxes};
 use tokio::task::JoinSet;
 
-use crate::Addresses;
 use crate::databases::Databases;
-use crate::load::{self, Told};
-use crate::messages::{Message, Messages, Progress, Report};
+use crate::ledger::Ledger;
+use crate::load::{self, Told, ToldOrder};
 use crate::plan::Load;
-use crate::reconcile::{Parts, reconcile};
+use crate::reconcile::{Parts, Source, reconcile};
 use crate::rpc::{Clients, RETRIES, call};
-use crate::topic::Topic;
+use crate::settle::{Follow, STALLED_AFTER};
+use crate::topic::Topics;
+use crate::{Where, blocking, pay};
 
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// Nothing has arrived for so long: nothing will.
-const STALLED_AFTER: Duration = Duration::from_secs(90);
 const ASK_AT_ONCE: usize = 16;
 /// Small, so that there are pages.
 const PAGE_SIZE: i32 = 3;
@@ -31,7 +31,7 @@ const PROBLEMS_SHOWN: usize = 20;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
-    addresses: Addresses,
+    at: Where,
     /// How many orders to place
     #[arg(long)]
     orders: u32,
@@ -47,16 +47,17 @@ pub(crate) struct Options {
 }
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    let addresses = &options.addresses;
-    let clients = Clients::connect(addresses)?;
-    let databases = Databases::connect(&addresses.orders_database, &addresses.order_query_database).await?;
-    let (brokers, name) = (addresses.brokers.clone(), addresses.topic.clone());
-    let topic = Arc::new(blocking(move || Topic::open(&brokers, &name)).await?);
+    let addresses = Addresses::read(&options.at.addresses)?;
+    let clients = Clients::connect(&addresses)?;
+    let databases = Databases::connect(&addresses).await?;
+    let brokers = addresses.brokers.clone();
+    let names: Vec<&str> = outboxes().into_iter().map(|(_, topic)| topic).collect();
+    let topics = Arc::new(blocking(move || Topics::open(&brokers, &names)).await?);
     let placed = Arc::new(AtomicU64::new(0));
-    let progress = Follow {
-        messages: Messages::create(&options.messages)?,
+    let follow = Follow {
+        messages: Writer::create(&options.messages)?,
         databases: &databases,
-        topic: topic.clone(),
+        topics: topics.clone(),
         orders: options.orders.into(),
         placed: placed.clone(),
     };
@@ -67,87 +68,154 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let sending = load::send(&clients, load, spread, placed);
     let told = tokio::select! {
         told = sending => told?,
-        stopped = progress.until("placing orders", |_| false) => {
+        stopped = follow.until_stalled("placing and paying") => {
             stopped?;
             bail!("nothing has happened for {STALLED_AFTER:?} while orders were to be placed");
         }
     };
     let load_seconds = started.elapsed().as_secs_f64();
-    progress
-        .until("waiting for the read model", Seen::is_complete)
-        .await?;
+    follow.until_settled("waiting for the end of everything").await?;
 
     let said = format!(
-        "{} orders in {load_seconds:.1} s, {} requests sent twice, {} invalid ones refused, {} retries",
+        "{} orders in {load_seconds:.1} s, {} requests sent twice, {} refused as they must be, {} retries, \
+         settled {:.1} s later",
         told.orders.len(),
         told.repeats,
         told.refused,
-        RETRIES.load(Ordering::Relaxed)
+        RETRIES.load(Ordering::Relaxed),
+        started.elapsed().as_secs_f64() - load_seconds,
     );
-    let (parts, problems) = read_everything(&clients, &databases, topic, told).await?;
+    let (parts, problems) = read_everything(&addresses, &clients, &databases, topics, told).await?;
     let (figures, mut problems) = reconcile(&parts, problems);
     if problems.len() > PROBLEMS_SHOWN {
         let more = problems.len() - PROBLEMS_SHOWN;
         problems.truncate(PROBLEMS_SHOWN);
         problems.push(format!("and {more} more"));
     }
-    progress.messages.send(&Message::Report(Report {
-        figures: &figures,
-        problems: &problems,
-        load: &said,
-    }))
+    follow.messages.send(&Message::Report(Box::new(Report {
+        figures,
+        problems,
+        load: said,
+    })))
 }
 
 async fn read_everything(
+    addresses: &Addresses,
     clients: &Clients,
     databases: &Databases,
-    topic: Arc<Topic>,
+    topics: Arc<Topics>,
     told: Told,
 ) -> Result<(Parts, Vec<String>)> {
-    let users: BTreeSet<String> = told.orders.iter().map(|order| order.user_id.clone()).collect();
-    let (views, mut problems) = ask_for_views(clients, &told.orders).await?;
+    let users: BTreeSet<String> = told
+        .orders
+        .iter()
+        .map(|order| order.placed.user_id.clone())
+        .collect();
+    let orders = databases.orders(None).await?;
+    let versions: BTreeMap<&str, i64> = orders
+        .iter()
+        .map(|order| (order.order_id.as_str(), order.version))
+        .collect();
+    let (views, mut problems) = ask_for_views(clients, &told.orders, &versions).await?;
     let (lists, list_problems) = ask_for_lists(clients, users).await?;
+    let (answers, payment_problems) = ask_for_payments(clients, &told.orders).await?;
     problems.extend(told.problems);
     problems.extend(list_problems);
+    problems.extend(payment_problems);
+    let records = blocking(move || topics.read()).await?;
+    let mut sources = Vec::new();
+    for ((database, topic), records) in outboxes().into_iter().zip(records) {
+        sources.push(Source {
+            topic,
+            events: databases.events(database, None).await?,
+            outbox: databases.outbox(database, None).await?,
+            records,
+        });
+    }
     let parts = Parts {
         told: told.orders,
-        state: databases.state(None).await?,
-        events: databases.events(None).await?,
-        outbox: databases.outbox(None).await?,
-        records: blocking(move || topic.read()).await?,
+        orders,
+        payments: databases.payments(None).await?,
+        sources,
+        ledger: Ledger::read(&addresses.sandbox).await?,
+        answers,
         views,
         lists,
-        view_commits: databases.view_commits(None).await?,
+        view_marks: databases.marks("order_query").await?,
     };
     Ok((parts, problems))
 }
 
-/// GetOrderView of every order, from one instance after the other.
-async fn ask_for_views(clients: &Clients, orders: &[v1::Order]) -> Result<(Vec<OrderView>, Vec<String>)> {
-    let (mut views, mut problems) = (Vec::new(), Vec::new());
+/// GetOrderView of every order, at the version that it has reached.
+async fn ask_for_views(
+    clients: &Clients,
+    orders: &[ToldOrder],
+    versions: &BTreeMap<&str, i64>,
+) -> Result<(Vec<OrderView>, Vec<String>)> {
+    let requests = orders.iter().map(|told| GetOrderViewRequest {
+        user_id: told.placed.user_id.clone(),
+        order_id: told.placed.order_id.clone(),
+        at_least_version: versions
+            .get(told.placed.order_id.as_str())
+            .copied()
+            .unwrap_or(told.placed.version),
+    });
+    let (answers, problems) = ask_for_all(requests, |request| {
+        let clients = clients.clone();
+        async move {
+            call(request, |request| {
+                let mut client = clients.views();
+                async move { client.get_order_view(request).await }
+            })
+            .await
+            .map_err(|status| format!("GetOrderView answered {status:?}"))
+        }
+    })
+    .await?;
+    let views = answers.into_iter().map(|answer| answer.order);
+    let views = views.collect::<Option<_>>();
+    Ok((views.context("GetOrderView answered without an order")?, problems))
+}
+
+/// GetPayment of every payment that clients were told of.
+async fn ask_for_payments(clients: &Clients, orders: &[ToldOrder]) -> Result<(Vec<Payment>, Vec<String>)> {
+    let told = orders.iter().flat_map(|order| &order.tries);
+    let payments = told.filter_map(|tried| tried.payment.clone());
+    ask_for_all(payments, |payment| {
+        let clients = clients.clone();
+        async move {
+            pay::get(&clients, &payment.user_id, &payment.payment_id)
+                .await
+                .map_err(|status| format!("GetPayment of {} answered {status:?}", payment.payment_id))
+        }
+    })
+    .await
+}
+
+/// The answers to all questions, some at once, and what went wrong.
+async fn ask_for_all<Q, A, Fut>(
+    questions: impl Iterator<Item = Q>,
+    ask: impl Fn(Q) -> Fut,
+) -> Result<(Vec<A>, Vec<String>)>
+where
+    A: Send + 'static,
+    Fut: Future<Output = Result<A, String>> + Send + 'static,
+{
+    let (mut answers, mut problems) = (Vec::new(), Vec::new());
     let mut tasks = JoinSet::new();
-    let mut turns = orders.iter().enumerate();
+    let mut questions = questions.fuse();
     loop {
         while tasks.len() < ASK_AT_ONCE
-            && let Some((turn, order)) = turns.next()
+            && let Some(question) = questions.next()
         {
-            let client = clients.view(turn);
-            let request = GetOrderViewRequest {
-                user_id: order.user_id.clone(),
-                order_id: order.order_id.clone(),
-                at_least_version: order.version,
-            };
-            tasks.spawn(call(request, move |request| {
-                let mut client = client.clone();
-                async move { client.get_order_view(request).await }
-            }));
+            tasks.spawn(ask(question));
         }
-        let Some(answer) = tasks.join_next().await else {
-            return Ok((views, problems));
-        };
-        match answer? {
-            Ok(response) => views.push(response.order.context("GetOrderView answered without an order")?),
-            Err(status) => problems.push(format!("GetOrderView answered {status:?}")),
+        match tasks.join_next().await {
+            Some(answer) => match answer? {
+                Ok(answer) => answers.push(answer),
+                Err(problem) => problems.push(problem),
+            },
+            None => return Ok((answers, problems)),
         }
     }
 }
@@ -157,7 +225,6 @@ type Lists = BTreeMap<String, Vec<OrderView>>;
 /// ListOrders of every user, page by page, each page from another instance.
 async fn ask_for_lists(clients: &Clients, users: BTreeSet<String>) -> Result<(Lists, Vec<String>)> {
     let (mut lists, mut problems) = (Lists::new(), Vec::new());
-    let mut turn = 0;
     for user_id in users {
         let list = lists.entry(user_id.clone()).or_default();
         let mut page_token = String::new();
@@ -168,10 +235,8 @@ async fn ask_for_lists(clients: &Clients, users: BTreeSet<String>) -> Result<(Li
                 page_size: PAGE_SIZE,
                 page_token,
             };
-            turn += 1;
-            let client = clients.view(turn);
             let answer = call(request, |request| {
-                let mut client = client.clone();
+                let mut client = clients.views();
                 async move { client.list_orders(request).await }
             });
             match answer.await {
@@ -190,62 +255,4 @@ async fn ask_for_lists(clients: &Clients, users: BTreeSet<String>) -> Result<(Li
         }
     }
     Ok((lists, problems))
-}
-
-/// Looks how far things have come, and says so.
-struct Follow<'a> {
-    messages: Messages,
-    databases: &'a Databases,
-    topic: Arc<Topic>,
-    orders: u64,
-    placed: Arc<AtomicU64>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Seen {
-    outbox_rows: u64,
-    kafka_records: u64,
-    projected_events: u64,
-}
-
-impl Seen {
-    fn is_complete(&self) -> bool {
-        self.projected_events >= self.outbox_rows && self.kafka_records >= self.outbox_rows
-    }
-}
-
-impl Follow<'_> {
-    /// Follows until `done`, or until nothing has changed for long: what is missing then, the reconciliation says.
-    async fn until(&self, phase: &str, done: impl Fn(&Seen) -> bool) -> Result<()> {
-        let mut last = None;
-        let mut changed = Instant::now();
-        loop {
-            let topic = self.topic.clone();
-            let seen = Seen {
-                outbox_rows: self.databases.outbox_count().await?,
-                kafka_records: blocking(move || topic.count()).await?,
-                projected_events: self.databases.projected_events().await?,
-            };
-            self.messages.send(&Message::Progress(Progress {
-                phase,
-                orders: self.orders,
-                placed: self.placed.load(Ordering::Relaxed),
-                outbox_rows: seen.outbox_rows,
-                kafka_records: seen.kafka_records,
-                projected_events: seen.projected_events,
-            }))?;
-            if last != Some(seen) {
-                last = Some(seen);
-                changed = Instant::now();
-            }
-            if done(&seen) || changed.elapsed() > STALLED_AFTER {
-                return Ok(());
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await?
 }

@@ -41,6 +41,26 @@ impl Record {
     }
 }
 
+/// Several topics to be read.
+pub(crate) struct Topics(Vec<Topic>);
+
+impl Topics {
+    pub(crate) fn open(brokers: &str, names: &[&str]) -> Result<Self> {
+        let topics = names.iter().map(|name| Topic::open(brokers, name));
+        Ok(Self(topics.collect::<Result<_>>()?))
+    }
+
+    /// How many records there are in each.
+    pub(crate) fn counts(&self) -> Result<Vec<u64>> {
+        self.0.iter().map(Topic::count).collect()
+    }
+
+    /// All records that are there now, topic by topic.
+    pub(crate) fn read(&self) -> Result<Vec<Vec<Record>>> {
+        self.0.iter().map(Topic::read).collect()
+    }
+}
+
 /// A topic to be read.
 pub(crate) struct Topic {
     consumer: BaseConsumer,

@@ -134,7 +134,8 @@ async fn in_folder(options: &Options, folder: &Path) -> Result<Report> {
     let addresses = folder.join("addresses.json");
     plan.addresses(&shop)?.write(&addresses)?;
 
-    let mut report = place_and_reconcile(options, &plan, &mut shop, &addresses).await?;
+    let seed = options.seed.unwrap_or_else(random_seed);
+    let mut report = place_and_reconcile(options, seed, &plan, &mut shop, &addresses).await?;
     let mut check = |result: Result<()>| {
         if let Err(error) = result {
             report.figures.reconciled = false;
@@ -145,7 +146,7 @@ async fn in_folder(options: &Options, folder: &Path) -> Result<Report> {
     check(ui::step("payment-svc reconcile", plan.reconcile()).await);
     ui::step("stopping the shop", shop.stop()).await?;
     // Everything has been written by now: the last spans and the last lines of the logs, too.
-    let scanned = scan(options, &plan, &postgres, &collector, &addresses).await;
+    let scanned = scan(options.orders, seed, &plan, &postgres, &collector, &addresses).await;
     check(scanned.map(|found| eprintln!("  ok    {found}")));
     ui::step("stopping PostgreSQL and Kafka", async {
         postgres.stop().await?;
@@ -194,7 +195,8 @@ impl Collector {
 
 /// Looks for card data in everything that the run has left. Says what was scanned; fails when something was found.
 async fn scan(
-    options: &Options,
+    orders: u32,
+    seed: u64,
     plan: &Plan,
     postgres: &Postgres,
     collector: &Collector,
@@ -204,6 +206,9 @@ async fn scan(
     let mut scan = Launch::new("the scan for card data", paths::binary("demo")?, &log)
         .args([
             "scan".into(),
+            // By these it knows the cards that were used.
+            format!("--orders={orders}"),
+            format!("--seed={seed}"),
             argument("addresses", addresses),
             argument("pg-dump", &postgres.binaries().join("pg_dump")),
             argument("logs", plan.folder()),
@@ -225,11 +230,11 @@ fn argument(name: &str, path: &Path) -> String {
 
 async fn place_and_reconcile(
     options: &Options,
+    seed: u64,
     plan: &Plan,
     shop: &mut Shop,
     addresses: &Path,
 ) -> Result<Report> {
-    let seed = options.seed.unwrap_or_else(random_seed);
     let messages = plan.folder().join("demo.jsonl");
     let mut args = vec![
         "run".to_owned(),

@@ -224,7 +224,7 @@ impl Local {
         ui::say_where_data_is(&postgres, folder);
         let plan = Plan::new(folder, postgres.url("postgres"), kafka.brokers(), Some(base))?;
         if options.fresh && plan.sandbox_storage().exists() {
-            std::fs::remove_dir_all(plan.sandbox_storage()).context("cannot remove the provider's data")?;
+            std::fs::remove_file(plan.sandbox_storage()).context("cannot remove the provider's data")?;
         }
         ui::step("databases and topics", async {
             plan.create_databases().await?;

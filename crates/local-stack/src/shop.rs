@@ -270,9 +270,9 @@ impl Plan {
         format!("http://127.0.0.1:{}", self.sandbox_port)
     }
 
-    /// Where the payment sandbox keeps what it knows.
+    /// The file in which the payment sandbox keeps what it knows.
     pub fn sandbox_storage(&self) -> PathBuf {
-        self.folder.join("payment-sandbox")
+        self.folder.join("payment-sandbox.redb")
     }
 
     /// Makes the databases.
@@ -387,7 +387,7 @@ impl Plan {
                     .set("provider.secret_key", SANDBOX_KEY);
             }
             PAYMENT_SANDBOX => {
-                builder = builder.set("storage.folder", self.sandbox_storage().to_string_lossy());
+                builder = builder.set("storage.path", self.sandbox_storage().to_string_lossy());
             }
             _ => {}
         }

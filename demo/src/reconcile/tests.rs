@@ -1,0 +1,468 @@
+use contracts::catalogue::{order as order_types, payment as payment_types};
+use contracts::shop::common::v1::Money;
+use contracts::shop::order::events::v1::{CancelledBy, OrderCancelled};
+use contracts::shop::payment::events::v1::{
+    FailureReason, PaymentFailed, PaymentMethodSummary, PaymentReceived, PaymentRefunded,
+};
+use contracts::shop::payment::v1::PaymentFailure;
+use envelope::header;
+use prost::Message as _;
+use uuid::Uuid;
+
+use super::views::expected_view;
+use super::*;
+use crate::ledger::{Charge, Refund};
+use crate::load::ToldTry;
+use crate::plan::Outcome;
+
+const USER: &str = "u";
+const ORDERS: usize = 0;
+const PAYMENTS: usize = 1;
+
+/// Order a was paid; b was cancelled by its user; c was paid, and then cancelled by its user; d's card was declined, and nobody paid
+/// it in time.
+fn parts() -> Parts {
+    let mut parts = Parts {
+        sources: vec![
+            source(contracts::topics::ORDER),
+            source(contracts::topics::PAYMENT),
+        ],
+        ..Parts::default()
+    };
+    parts.place("a");
+    parts.pay("a", "pa");
+    parts.place("b");
+    parts.cancel("b", CancelledBy::User);
+    parts.place("c");
+    parts.pay("c", "pc");
+    parts.cancel("c", CancelledBy::User);
+    parts.refund("c");
+    parts.place("d");
+    parts.decline("d", "pd", FailureReason::Declined);
+    parts.decline("d", "pe", FailureReason::NotPaidInTime);
+    parts.cancel("d", CancelledBy::NotPaidInTime);
+    parts.look();
+    parts
+}
+
+fn source(topic: &'static str) -> Source {
+    Source {
+        topic,
+        ..Source::default()
+    }
+}
+
+impl Parts {
+    fn event(&mut self, source: usize, entity_id: &str, version: i64, event_type: &str, payload: Vec<u8>) {
+        let source = &mut self.sources[source];
+        let event = EventRow {
+            entity_type: event_type.split('.').next().unwrap_or_default().to_owned(),
+            entity_id: entity_id.to_owned(),
+            version,
+            event_id: Uuid::new_v4(),
+            event_type: event_type.to_owned(),
+            schema_version: 1,
+            payload,
+            correlation_id: None,
+            traceparent: None,
+        };
+        let row = OutboxRow {
+            id: source.outbox.len() as i64 + 1,
+            event: event.clone(),
+            committed_at_us: 1_000_000,
+        };
+        source.records.push(record(&row, source.records.len() as i64));
+        source.outbox.push(row);
+        source.events.push(event);
+        let mark = Mark {
+            topic: source.topic.to_owned(),
+            entity_id: entity_id.to_owned(),
+            version,
+            committed_at_us: 1_007_000,
+        };
+        self.view_marks.retain(|other| other.entity_id != entity_id);
+        self.view_marks.push(mark);
+    }
+
+    fn place(&mut self, id: &str) {
+        let order = Order {
+            order_id: id.to_owned(),
+            user_id: USER.to_owned(),
+            status: OrderStatus::Pending.into(),
+            total: Some(money()),
+            version: 1,
+            ..Order::default()
+        };
+        self.event(ORDERS, id, 1, order_types::PLACED, vec![1, 2, 3]);
+        self.told.push(ToldOrder {
+            placed: order.clone(),
+            ..ToldOrder::default()
+        });
+        self.orders.push(order);
+    }
+
+    fn order(&mut self, id: &str) -> &mut Order {
+        self.orders
+            .iter_mut()
+            .find(|order| order.order_id == id)
+            .expect("placed")
+    }
+
+    fn pay(&mut self, order_id: &str, id: &str) {
+        let intent = format!("pi_{id}");
+        let received = PaymentReceived {
+            payment_id: id.to_owned(),
+            order_id: order_id.to_owned(),
+            amount: Some(money()),
+            payment_method: Some(method()),
+            provider_reference: intent.clone(),
+            received_at: None,
+        };
+        self.event(PAYMENTS, id, 1, payment_types::RECEIVED, received.encode_to_vec());
+        let payment = Payment {
+            status: PaymentStatus::Received.into(),
+            provider_reference: intent.clone(),
+            ..payment(order_id, id)
+        };
+        self.tried(order_id, Outcome::Approved, &payment);
+        self.payments.push(payment);
+        self.ledger.charges.push(Charge {
+            id: format!("ch_{id}"),
+            payment_intent: intent,
+            amount: 5,
+            currency: "eur".to_owned(),
+            payment_id: Some(id.to_owned()),
+            order_id: Some(order_id.to_owned()),
+        });
+        self.event(ORDERS, order_id, 2, order_types::PAID, vec![4]);
+        let order = self.order(order_id);
+        order.version = 2;
+        order.status = OrderStatus::Paid.into();
+        order.payment_id = id.to_owned();
+    }
+
+    fn decline(&mut self, order_id: &str, id: &str, reason: FailureReason) {
+        let another_try = reason != FailureReason::NotPaidInTime;
+        let failed = PaymentFailed {
+            payment_id: id.to_owned(),
+            order_id: order_id.to_owned(),
+            amount: Some(money()),
+            payment_method: Some(method()),
+            reason: reason.into(),
+            another_try,
+            provider_reference: None,
+            failed_at: None,
+        };
+        self.event(PAYMENTS, id, 1, payment_types::FAILED, failed.encode_to_vec());
+        let payment = Payment {
+            status: PaymentStatus::Failed.into(),
+            failure: Some(PaymentFailure {
+                reason: reason.into(),
+                another_try,
+            }),
+            ..payment(order_id, id)
+        };
+        if another_try {
+            self.tried(order_id, Outcome::Declined, &payment);
+        }
+        self.payments.push(payment);
+    }
+
+    fn tried(&mut self, order_id: &str, outcome: Outcome, payment: &Payment) {
+        let told = self.told.iter_mut().find(|told| told.placed.order_id == order_id);
+        told.expect("placed").tries.push(ToldTry {
+            outcome,
+            payment: Some(payment.clone()),
+        });
+    }
+
+    fn cancel(&mut self, id: &str, by: CancelledBy) {
+        let order = self.order(id);
+        order.version += 1;
+        order.status = OrderStatus::Cancelled.into();
+        let order = order.clone();
+        let cancelled = OrderCancelled {
+            order_id: id.to_owned(),
+            cancelled_by: by.into(),
+            ..OrderCancelled::default()
+        };
+        self.event(
+            ORDERS,
+            id,
+            order.version,
+            order_types::CANCELLED,
+            cancelled.encode_to_vec(),
+        );
+        if by == CancelledBy::User {
+            let told = self.told.iter_mut().find(|told| told.placed.order_id == id);
+            told.expect("placed").cancelled = Some(order);
+        }
+    }
+
+    fn refund(&mut self, order_id: &str) {
+        let payment = self.payments.last_mut().expect("paid");
+        payment.status = PaymentStatus::Refunded.into();
+        payment.version = 2;
+        let payment = payment.clone();
+        let refunded = PaymentRefunded {
+            payment_id: payment.payment_id.clone(),
+            order_id: order_id.to_owned(),
+            amount: Some(money()),
+            payment_method: Some(method()),
+            provider_reference: payment.provider_reference.clone(),
+            refund_reference: "re_1".to_owned(),
+            refunded_at: None,
+        };
+        self.event(
+            PAYMENTS,
+            &payment.payment_id,
+            2,
+            payment_types::REFUNDED,
+            refunded.encode_to_vec(),
+        );
+        self.ledger.refunds.push(Refund {
+            id: "re_1".to_owned(),
+            payment_intent: payment.provider_reference,
+            amount: 5,
+            currency: "eur".to_owned(),
+            status: "succeeded".to_owned(),
+            payment_id: Some(payment.payment_id),
+            order_id: Some(order_id.to_owned()),
+        });
+    }
+
+    /// What the services answer.
+    fn look(&mut self) {
+        self.answers = self.payments.clone();
+        for order in &self.orders {
+            let of_order = |payment: &&Payment| payment.order_id == order.order_id;
+            let payments: Vec<&Payment> = self.payments.iter().filter(of_order).collect();
+            let view = expected_view(order, &payments);
+            self.views.push(view.clone());
+            self.lists.entry(USER.to_owned()).or_default().push(view);
+        }
+    }
+}
+
+fn money() -> Money {
+    Money {
+        minor_units: 5,
+        currency_code: "EUR".to_owned(),
+    }
+}
+
+fn method() -> PaymentMethodSummary {
+    PaymentMethodSummary {
+        brand: "visa".to_owned(),
+        last_four: "4242".to_owned(),
+    }
+}
+
+fn payment(order_id: &str, id: &str) -> Payment {
+    Payment {
+        payment_id: id.to_owned(),
+        order_id: order_id.to_owned(),
+        user_id: USER.to_owned(),
+        amount: Some(money()),
+        brand: method().brand,
+        last_four: method().last_four,
+        version: 1,
+        ..Payment::default()
+    }
+}
+
+fn record(row: &OutboxRow, offset: i64) -> Record {
+    let event = &row.event;
+    let headers = [
+        (header::CE_SPECVERSION, "1.0".to_owned()),
+        (header::CE_ID, event.event_id.to_string()),
+        (header::CE_TYPE, event.event_type.clone()),
+        (
+            header::CE_SUBJECT,
+            format!("{}/{}", event.entity_type, event.entity_id),
+        ),
+        (header::AGGREGATE_VERSION, event.version.to_string()),
+        (header::SCHEMA_VERSION, "1".to_owned()),
+        (header::OUTBOX_ID, row.id.to_string()),
+    ];
+    Record {
+        partition: 0,
+        offset,
+        appended_at_ms: 1_003,
+        key: Some(event.entity_id.clone().into_bytes()),
+        payload: Some(event.payload.clone()),
+        headers: headers
+            .map(|(name, value)| (name.to_owned(), Some(value.into_bytes())))
+            .into(),
+    }
+}
+
+#[test]
+fn what_went_well_reconciles() {
+    let (figures, problems) = reconcile(&parts(), Vec::new());
+    assert_eq!(problems, Vec::<String>::new());
+    let expected = Figures {
+        placed: 4,
+        cancelled: 3,
+        paid: 2,
+        declined: 1,
+        refunded: 1,
+        outbox_rows: 14,
+        kafka_records: 14,
+        lost: 0,
+        repeated: 0,
+        out_of_order: 0,
+        projected: 4,
+        charges_match: true,
+        refunds_match: true,
+        kafka_p50_ms: 3.0,
+        kafka_p99_ms: 3.0,
+        view_p50_ms: 7.0,
+        view_p99_ms: 7.0,
+        reconciled: true,
+    };
+    assert_eq!(figures, expected);
+}
+
+#[test]
+fn an_identical_repeat_is_counted_and_allowed() {
+    let mut parts = parts();
+    let records = &mut parts.sources[PAYMENTS].records;
+    let again = Record {
+        offset: 9,
+        ..records[1].clone()
+    };
+    records.push(again);
+    let (figures, _) = reconcile(&parts, Vec::new());
+    assert!(figures.reconciled);
+    assert_eq!(
+        (figures.repeated, figures.kafka_records, figures.out_of_order),
+        (1, 15, 0)
+    );
+}
+
+#[track_caller]
+fn broken(spoil: impl FnOnce(&mut Parts)) -> Figures {
+    let mut parts = parts();
+    spoil(&mut parts);
+    let (figures, problems) = reconcile(&parts, Vec::new());
+    assert!(!figures.reconciled && !problems.is_empty(), "not noticed");
+    figures
+}
+
+#[test]
+fn events_that_do_not_fit_are_noticed() {
+    for source in [ORDERS, PAYMENTS] {
+        assert_eq!(
+            broken(|parts| drop(parts.sources[source].records.remove(1))).lost,
+            1
+        );
+        broken(|parts| parts.sources[source].records[0].payload = None);
+        broken(|parts| parts.sources[source].records[0].key = Some(b"b".to_vec()));
+        broken(|parts| parts.sources[source].records[0].headers[1].1 = Some(b"other".to_vec()));
+        broken(|parts| parts.sources[source].records[0].headers[6].1 = Some(b"99".to_vec()));
+        broken(|parts| {
+            let mut again = parts.sources[source].records[0].clone();
+            again.payload = Some(vec![9]);
+            parts.sources[source].records.push(again);
+        });
+        broken(|parts| drop(parts.sources[source].events.pop()));
+        broken(|parts| drop(parts.sources[source].outbox.pop()));
+        broken(|parts| parts.sources[source].events[0].payload = vec![9]);
+    }
+    assert_eq!(
+        broken(|parts| parts.sources[ORDERS].records.swap(0, 1)).out_of_order,
+        1
+    );
+    assert_eq!(
+        broken(|parts| parts.sources[ORDERS].records[1].partition = 1).out_of_order,
+        1
+    );
+}
+
+#[test]
+fn orders_that_do_not_fit_are_noticed() {
+    broken(|parts| parts.orders[0].version = 3);
+    broken(|parts| drop(parts.orders.pop()));
+    broken(|parts| drop(parts.told.pop()));
+    broken(|parts| parts.told[0].placed.user_email = "other".to_owned());
+    broken(|parts| parts.told[1].cancelled = None);
+    broken(|parts| parts.order("b").cancel_reason = "other".to_owned());
+    broken(|parts| parts.order("a").status = OrderStatus::Pending.into());
+    broken(|parts| parts.order("a").payment_id = "pc".to_owned());
+    // A user who was told that he had cancelled, and whom the saga cancelled for want of money.
+    broken(|parts| {
+        let order = parts.order("d").clone();
+        parts.told[3].cancelled = Some(order);
+    });
+    // Cancelled for want of money, and nobody has said so.
+    broken(|parts| parts.payments[3].failure = Some(PaymentFailure::default()));
+}
+
+#[test]
+fn payments_that_do_not_fit_are_noticed() {
+    broken(|parts| parts.payments[0].status = PaymentStatus::Pending.into());
+    broken(|parts| parts.payments[1].status = PaymentStatus::RefundPending.into());
+    broken(|parts| parts.payments[0].amount = None);
+    broken(|parts| parts.payments[0].last_four = "1111".to_owned());
+    broken(|parts| drop(parts.payments.remove(2)));
+    broken(|parts| parts.answers[0].version = 7);
+    // Told otherwise than it is.
+    broken(|parts| parts.told[3].tries[0].payment = parts.told[0].tries[0].payment.clone());
+    broken(|parts| parts.told[0].tries[0].outcome = Outcome::Blocked);
+    broken(|parts| parts.told[0].tries.clear());
+    broken(|parts| parts.told[3].tries[0].outcome = Outcome::Approved);
+}
+
+#[test]
+fn a_ledger_that_does_not_fit_is_noticed() {
+    let charges = [
+        broken(|parts| drop(parts.ledger.charges.pop())),
+        broken(|parts| parts.ledger.charges[0].amount = 6),
+        broken(|parts| parts.ledger.charges[0].currency = "usd".to_owned()),
+        broken(|parts| parts.ledger.charges[0].payment_intent = "pi_other".to_owned()),
+        broken(|parts| parts.ledger.charges[0].order_id = None),
+        broken(|parts| {
+            let twice = parts.ledger.charges[0].clone();
+            parts.ledger.charges.push(twice);
+        }),
+    ];
+    assert!(
+        charges
+            .iter()
+            .all(|figures| !figures.charges_match && figures.refunds_match)
+    );
+    let refunds = [
+        broken(|parts| parts.ledger.refunds.clear()),
+        broken(|parts| parts.ledger.refunds[0].amount = 4),
+        broken(|parts| parts.ledger.refunds[0].status = "failed".to_owned()),
+        broken(|parts| parts.ledger.refunds[0].order_id = Some("a".to_owned())),
+        broken(|parts| {
+            let twice = parts.ledger.refunds[0].clone();
+            parts.ledger.refunds.push(twice);
+        }),
+    ];
+    assert!(
+        refunds
+            .iter()
+            .all(|figures| figures.charges_match && !figures.refunds_match)
+    );
+}
+
+#[test]
+fn views_that_do_not_fit_are_noticed() {
+    assert_eq!(broken(|parts| drop(parts.views.pop())).projected, 3);
+    assert_eq!(broken(|parts| parts.views[1].version = 1).projected, 3);
+    assert_eq!(broken(|parts| parts.views[3].payments.clear()).projected, 3);
+    assert_eq!(broken(|parts| parts.lists.clear()).projected, 0);
+    broken(|parts| {
+        let twice = parts.views[0].clone();
+        parts.lists.entry(USER.to_owned()).or_default().push(twice);
+    });
+}
+
+#[test]
+fn problems_of_the_load_count() {
+    let (figures, _) = reconcile(&parts(), vec!["a repeated request got another answer".to_owned()]);
+    assert!(!figures.reconciled);
+}
