@@ -149,22 +149,35 @@ pub async fn claim<'k, R: prost::Message + Default>(
         if inserted == 1 {
             return Ok(Claim::New(Ticket(key)));
         }
-        let stored: Option<(Vec<u8>, Option<Vec<u8>>)> = requests::table
-            .find((&key.caller, key.method, key.request_id))
-            .select((requests::fingerprint, requests::response))
-            .first(conn)
-            .await
-            .optional()?;
-        match stored {
-            // It was cleaned away between the two statements: then it is a new one.
-            None => {}
-            Some((fingerprint, _)) if fingerprint != key.fingerprint => return Err(RequestError::Reused),
-            Some((_, response)) => {
-                let response = response.ok_or(RequestError::Incomplete)?;
-                return R::decode(response.as_slice())
-                    .map(Claim::Repeat)
-                    .map_err(RequestError::Undecodable);
-            }
+        // It may have been cleaned away between the two statements: then it is a new one.
+        if let Some(response) = find(conn, key).await? {
+            return Ok(Claim::Repeat(response));
+        }
+    }
+}
+
+/// The response to a request that took effect, if it did: for what has to be known before the transaction of the command.
+///
+/// # Errors
+/// [`RequestError::Reused`] when the id belongs to a request with another content.
+pub async fn find<R: prost::Message + Default>(
+    conn: &mut AsyncPgConnection,
+    key: &RequestKey,
+) -> Result<Option<R>, RequestError> {
+    let stored: Option<(Vec<u8>, Option<Vec<u8>>)> = requests::table
+        .find((&key.caller, key.method, key.request_id))
+        .select((requests::fingerprint, requests::response))
+        .first(conn)
+        .await
+        .optional()?;
+    match stored {
+        None => Ok(None),
+        Some((fingerprint, _)) if fingerprint != key.fingerprint => Err(RequestError::Reused),
+        Some((_, response)) => {
+            let response = response.ok_or(RequestError::Incomplete)?;
+            R::decode(response.as_slice())
+                .map(Some)
+                .map_err(RequestError::Undecodable)
         }
     }
 }
