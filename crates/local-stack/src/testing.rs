@@ -17,6 +17,9 @@ use serde::{Deserialize, Serialize};
 use crate::postgres::{connect, quote, with_database};
 use crate::{Kafka, Postgres, paths, postgres};
 
+#[cfg(feature = "events")]
+pub mod events;
+
 pub use crate::process::Process;
 
 const DATABASE_PREFIX: &str = "test_";

@@ -1,8 +1,10 @@
-//! order-svc on real PostgreSQL.
+//! order-svc on real PostgreSQL and Kafka.
 
 mod bad_input;
 mod commands;
 mod common;
+mod expiry;
 mod faults;
+mod payments;
 mod process;
 mod verify;

@@ -131,7 +131,7 @@ async fn the_process_serves_traces_verifies_and_stops() {
     );
     let report: serde_json::Value = serde_json::from_slice(&sound.stdout).expect("JSON");
     assert_eq!(
-        (&report["orders"], &report["differences"]),
+        (&report["entities"], &report["differences"]),
         (&2.into(), &0.into())
     );
 

@@ -53,13 +53,13 @@ async fn tampering_is_noticed() {
         service.cancel(cancel_request(&order)).await.expect("cancelled");
         service.stop().await;
         let sound = report(&database.url()).await;
-        assert!(sound.is_sound(), "{sound}");
-        assert_eq!((sound.orders, sound.events, sound.outbox_rows), (2, 3, 3));
+        assert!(sound.sound().is_ok(), "{sound}");
+        assert_eq!((sound.entities, sound.events, sound.outbox_rows), (2, 3, 3));
 
         let sql = database.connect().await.expect("connected");
         sql.batch_execute(&format!("{UNGUARDED} {tamper}")).await.expect(tamper);
         let found = report(&database.url()).await;
-        assert!(!found.is_sound(), "{tamper} was not noticed");
+        assert!(found.sound().is_err(), "{tamper} was not noticed");
         assert!(found.to_string().contains(expected), "{tamper}: {found}");
     }
 }
@@ -80,6 +80,7 @@ async fn the_database_refuses_what_no_order_can_be() {
     let next = "version = version + 1";
     let paid =
         "paid_at = now(), payment_id = gen_random_uuid(), payment_brand = 'visa', payment_last_four = '4242'";
+    let ended_by = |by| format!("cancelled_at = now(), cancelled_by = '{by}', cancel_reason = ''");
     for (change, by) in [
         // Constraints.
         (format!("UPDATE orders SET {next}, status = 'eaten' {row}"), "orders_status"),
@@ -91,6 +92,19 @@ async fn the_database_refuses_what_no_order_can_be() {
         (format!("UPDATE orders SET {next}, status = 'cancelled' {row}"), "orders_status"),
         (format!("UPDATE orders SET {next}, tracking_number = 'x' {row}"), "orders_shipment"),
         (format!("UPDATE orders SET {next}, cancel_reason = 'x' {row}"), "orders_cancellation"),
+        (format!("UPDATE orders SET {next}, overdue_at = pay_by - interval '1us' {row}"), "orders_overdue"),
+        (format!("UPDATE orders SET {next}, status = 'cancelled', {} {row}", ended_by("chance")), "orders_cancelled_by_check"),
+        (format!("UPDATE orders SET {next}, status = 'cancelled', {} {row}", ended_by("not_paid_in_time")), "orders_unpaid"),
+        (
+            format!("UPDATE orders SET {next}, status = 'cancelled', overdue_at = pay_by, {}, {paid} {row}",
+                    ended_by("not_paid_in_time")),
+            "orders_unpaid",
+        ),
+        (
+            format!("UPDATE orders SET {next}, status = 'cancelled', {}, {paid} {row}", ended_by("payment_failed")),
+            "orders_unpaid",
+        ),
+        (format!("UPDATE orders SET {next}, status = 'cancelled', {} {row}", ended_by("refund")), "orders_unpaid"),
         (
             format!("INSERT INTO orders SELECT gen_random_uuid(), 1, user_id, status, '[]', total_minor_units, currency,
                      user_email, payment_method_id, pay_by, created_at, updated_at FROM orders {row}"),
@@ -121,7 +135,14 @@ async fn the_database_refuses_what_no_order_can_be() {
         assert!(constraint == by || text.contains(by), "{change}: {text}");
     }
     // And what an order can be, it takes.
-    sql.batch_execute(&format!("UPDATE orders SET {next}, reserved_at = now() {row}"))
-        .await
-        .expect("reserved");
+    for change in [
+        "reserved_at = now()",
+        "overdue_at = pay_by",
+        &format!("status = 'confirmed', confirmed_at = now(), {paid}"),
+        &format!("status = 'cancelled', {}", ended_by("refund")),
+    ] {
+        sql.batch_execute(&format!("UPDATE orders SET {next}, {change} {row}"))
+            .await
+            .expect(change);
+    }
 }

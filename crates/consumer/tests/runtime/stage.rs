@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use chrono::Utc;
 use consumer::{Config, Consumer, Handler, HandlerError, Record, RunError, Status, Topic};
 use diesel::sql_types::{Array, BigInt, Text};
 use diesel_async::pooled_connection::AsyncDieselConnectionManager;
@@ -15,18 +14,15 @@ use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::{AsyncConnection as _, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _};
 use diesel_migrations::MigrationHarness as _;
 use envelope::Envelope;
-use local_stack::testing::{self, Database};
+pub(crate) use local_stack::testing::events::headers;
+use local_stack::testing::{self, Database, events};
 use local_stack::wait;
 use prometheus::Registry;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::message::OwnedHeaders;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
@@ -82,7 +78,7 @@ pub(crate) struct Stage {
     pub(crate) brokers: String,
     pub(crate) topic: String,
     pub(crate) group: String,
-    producer: FutureProducer,
+    events: events::Topic,
 }
 
 impl Stage {
@@ -92,28 +88,15 @@ impl Stage {
 
     pub(crate) async fn with(partitions: i32, postgres_url: &str, brokers: String) -> Self {
         let database = Database::create_on(postgres_url, "consumer-2026-01-04-000001", migrate).await;
-        let topic = testing::unique("events.order");
-        let client = |config: &mut ClientConfig| config.set("bootstrap.servers", &brokers).clone();
-        let admin: AdminClient<DefaultClientContext> = client(&mut ClientConfig::new()).create().unwrap();
-        let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
-        admin
-            .create_topics([&new], &AdminOptions::new())
+        let events = events::Topic::create(&brokers, "events.order", partitions)
             .await
-            .unwrap()
-            .remove(0)
-            .unwrap();
-        let producer = client(&mut ClientConfig::new())
-            .set("partitioner", "murmur2_random")
-            .set("enable.idempotence", "true")
-            .set("linger.ms", "1")
-            .create()
             .unwrap();
         Self {
             database,
             brokers,
-            topic,
+            topic: events.name().to_owned(),
             group: testing::unique("view"),
-            producer,
+            events,
         }
     }
 
@@ -148,17 +131,7 @@ impl Stage {
         headers: OwnedHeaders,
         partition: Option<i32>,
     ) -> (i32, i64) {
-        let mut record: FutureRecord<'_, str, [u8]> = FutureRecord::to(&self.topic).headers(headers);
-        record.key = key;
-        record.payload = value;
-        record.partition = partition;
-        let sent = self
-            .producer
-            .send_result(record)
-            .map_err(|(error, _)| error)
-            .unwrap();
-        let delivery = sent.await.unwrap().map_err(|(error, _)| error).unwrap();
-        (delivery.partition, delivery.offset)
+        self.events.produce(key, value, headers, partition).await.unwrap()
     }
 
     /// Versions 1 to `versions` of `entities` entities, interleaved.
@@ -330,36 +303,9 @@ pub(crate) fn assert_each_once_in_order(effects: &[(String, i64)], entities: usi
 
 pub(crate) fn event(entity: &str, version: i64) -> Envelope {
     Envelope {
-        event_id: Uuid::now_v7(),
-        event_type: "order.placed".into(),
-        source: "/test".into(),
-        entity_type: "order".into(),
-        entity_id: entity.into(),
-        version,
-        schema_version: 1,
-        occurred_at: Utc::now(),
-        content_type: envelope::CONTENT_TYPE_PROTOBUF.into(),
-        data_schema: None,
-        correlation_id: None,
-        causation_id: None,
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
-        tracestate: None,
-        outbox_id: None,
-        metadata: BTreeMap::new(),
+        ..events::envelope("order", entity, version, "order.placed")
     }
-}
-
-pub(crate) fn headers(envelope: &Envelope) -> OwnedHeaders {
-    let mut headers = Some(OwnedHeaders::new());
-    envelope.write(|key, value| {
-        headers = headers.take().map(|headers| {
-            headers.insert(Header {
-                key,
-                value: Some(value),
-            })
-        });
-    });
-    headers.unwrap()
 }
 
 async fn migrate(url: String) -> Result<()> {
