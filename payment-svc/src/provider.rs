@@ -9,14 +9,19 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use money::Money;
 use prometheus::Registry;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use uuid::Uuid;
+
+use http::{Call, Http};
 
 pub use config::Config;
 
+mod amount;
+mod answers;
 mod config;
+mod http;
 
-/// Where listing goes on: pages of at most this many.
+/// The most that one call lists.
 pub const MAX_PAGE: u16 = 100;
 
 macro_rules! provider_id {
@@ -229,74 +234,165 @@ pub enum UnknownOutcome {
 
 /// A client of the provider. Clones share its connections.
 #[derive(Debug, Clone)]
-pub struct Provider {}
+pub struct Provider {
+    http: Http,
+}
 
 impl Provider {
     /// Connects to nothing yet.
     ///
     /// # Errors
     /// When the client cannot be made.
-    pub fn new(_config: &Config, _registry: &Registry) -> Result<Self, SetupError> {
-        Ok(Self {})
+    pub fn new(config: &Config, registry: &Registry) -> Result<Self, SetupError> {
+        Ok(Self {
+            http: Http::new(config, registry)?,
+        })
     }
 
     /// Has the provider keep a card. The same key with another card is [`CallError::KeyReused`]; a card that cannot be one is
     /// [`CallError::Refused`].
-    pub async fn create_method(&self, _key: &str, _card: &Card) -> Result<Method, CallError> {
-        Err(CallError::Unauthorized)
+    pub async fn create_method(&self, key: &str, card: &Card) -> Result<Method, CallError> {
+        let call = Call {
+            operation: "create payment_method",
+            path: &["payment_methods"],
+            params: &[
+                ("type", "card"),
+                ("card[number]", card.number.expose_secret()),
+                ("card[exp_month]", &card.expiry_month.to_string()),
+                ("card[exp_year]", &card.expiry_year.to_string()),
+                ("card[cvc]", card.cvv.expose_secret()),
+            ],
+            key: Some(key),
+        };
+        answers::method(&self.call(call).await?)
     }
 
     /// Makes an intent to charge, not confirmed: no money is taken yet.
-    pub async fn create_intent(&self, _key: &str, _charge: &Charge) -> Result<Intent, CallError> {
-        Err(CallError::Unauthorized)
+    pub async fn create_intent(&self, key: &str, charge: &Charge) -> Result<Intent, CallError> {
+        let amount = amount::to_provider(charge.amount).ok_or_else(answers::amount_not_supported)?;
+        let call = Call {
+            operation: "create payment_intent",
+            path: &["payment_intents"],
+            params: &[
+                ("amount", &amount.to_string()),
+                ("currency", &charge.amount.currency().code().to_ascii_lowercase()),
+                ("payment_method", charge.method.as_str()),
+                ("payment_method_types[]", "card"),
+                ("metadata[payment_id]", &charge.payment_id.to_string()),
+                ("metadata[order_id]", &charge.order_id.to_string()),
+            ],
+            key: Some(key),
+        };
+        answers::new_intent(&self.call(call).await?)
     }
 
     /// Takes the money. A decline is `Ok` with its state; so is an intent that is past being confirmed.
-    pub async fn confirm_intent(&self, _key: &str, _intent: &IntentId) -> Result<Intent, CallError> {
-        Err(CallError::Unauthorized)
+    pub async fn confirm_intent(&self, key: &str, intent: &IntentId) -> Result<Intent, CallError> {
+        let call = Call {
+            operation: "confirm payment_intent",
+            path: &["payment_intents", intent.as_str(), "confirm"],
+            // Nobody is there to be asked by their bank.
+            params: &[("error_on_requires_action", "true")],
+            key: Some(key),
+        };
+        answers::changed_intent(&self.call(call).await?, intent)
     }
 
     /// The intent as the provider has it now.
-    pub async fn intent(&self, _intent: &IntentId) -> Result<Intent, CallError> {
-        Err(CallError::Unauthorized)
+    pub async fn intent(&self, intent: &IntentId) -> Result<Intent, CallError> {
+        let call = Call {
+            operation: "retrieve payment_intent",
+            path: &["payment_intents", intent.as_str()],
+            params: &[],
+            key: None,
+        };
+        answers::intent(&self.call(call).await?, intent)
     }
 
     /// Makes sure that an intent never takes money. One that has taken it already, or was cancelled before, is `Ok` with its
     /// state.
-    pub async fn cancel_intent(&self, _key: &str, _intent: &IntentId) -> Result<Intent, CallError> {
-        Err(CallError::Unauthorized)
+    pub async fn cancel_intent(&self, key: &str, intent: &IntentId) -> Result<Intent, CallError> {
+        let call = Call {
+            operation: "cancel payment_intent",
+            path: &["payment_intents", intent.as_str(), "cancel"],
+            params: &[],
+            key: Some(key),
+        };
+        answers::changed_intent(&self.call(call).await?, intent)
     }
 
     /// Gives back all that the intent has taken. Refused with code `charge_already_refunded` if that was done before.
-    pub async fn refund(
-        &self,
-        _key: &str,
-        _intent: &IntentId,
-        _payment_id: Uuid,
-    ) -> Result<Refund, CallError> {
-        Err(CallError::Unauthorized)
+    pub async fn refund(&self, key: &str, intent: &IntentId, payment_id: Uuid) -> Result<Refund, CallError> {
+        let call = Call {
+            operation: "create refund",
+            path: &["refunds"],
+            params: &[
+                ("payment_intent", intent.as_str()),
+                ("metadata[payment_id]", &payment_id.to_string()),
+            ],
+            key: Some(key),
+        };
+        answers::refund(&self.call(call).await?, intent)
     }
 
     /// The intent's refunds, newest first; [`MAX_PAGE`] at most, of which more than a few would be odd.
-    pub async fn refunds(&self, _intent: &IntentId) -> Result<Vec<Refund>, CallError> {
-        Err(CallError::Unauthorized)
+    pub async fn refunds(&self, intent: &IntentId) -> Result<Vec<Refund>, CallError> {
+        let call = Call {
+            operation: "list refunds",
+            path: &["refunds"],
+            params: &[
+                ("payment_intent", intent.as_str()),
+                ("limit", &MAX_PAGE.to_string()),
+            ],
+            key: None,
+        };
+        Ok(answers::refunds(&self.call(call).await?)?.items)
     }
 
     /// Every intent of the account, newest first, [`MAX_PAGE`] at most at once.
     pub async fn list_intents(
         &self,
-        _after: Option<&IntentId>,
-        _limit: u16,
+        after: Option<&IntentId>,
+        limit: u16,
     ) -> Result<Page<Intent>, CallError> {
-        Err(CallError::Unauthorized)
+        let after = after.map(IntentId::as_str);
+        answers::intents(
+            &self
+                .list("list payment_intents", "payment_intents", after, limit)
+                .await?,
+        )
     }
 
     /// Every refund of the account, newest first, [`MAX_PAGE`] at most at once.
     pub async fn list_refunds(
         &self,
-        _after: Option<&RefundId>,
-        _limit: u16,
+        after: Option<&RefundId>,
+        limit: u16,
     ) -> Result<Page<Refund>, CallError> {
-        Err(CallError::Unauthorized)
+        let after = after.map(RefundId::as_str);
+        answers::refunds(&self.list("list refunds", "refunds", after, limit).await?)
+    }
+
+    async fn list(
+        &self,
+        operation: &'static str,
+        collection: &str,
+        after: Option<&str>,
+        limit: u16,
+    ) -> Result<http::Answer, CallError> {
+        let limit = limit.clamp(1, MAX_PAGE).to_string();
+        let mut params = vec![("limit", limit.as_str())];
+        params.extend(after.map(|after| ("starting_after", after)));
+        let call = Call {
+            operation,
+            path: &[collection],
+            params: &params,
+            key: None,
+        };
+        self.call(call).await
+    }
+
+    async fn call(&self, call: Call<'_>) -> Result<http::Answer, CallError> {
+        self.http.call(call).await.map_err(CallError::Unknown)
     }
 }
