@@ -173,6 +173,7 @@ fn env_key(key: &str) -> String {
 struct Endpoints {
     pid: u32,
     grpc: Option<SocketAddr>,
+    http: Option<SocketAddr>,
     admin: SocketAddr,
 }
 
@@ -276,6 +277,13 @@ impl Process {
     /// The same as a URL for a client.
     pub fn grpc_url(&self) -> Result<String> {
         Ok(format!("http://{}", self.grpc()?))
+    }
+
+    /// Where it serves HTTP, other than metrics and health, as a URL for a client.
+    pub fn http_url(&self) -> Result<String> {
+        let http = self.endpoints.as_ref().and_then(|endpoints| endpoints.http);
+        let http = http.with_context(|| format!("{} serves no HTTP", self.name))?;
+        Ok(format!("http://{http}"))
     }
 
     /// Where it serves metrics and health.
