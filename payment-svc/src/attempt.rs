@@ -15,9 +15,7 @@ use service::deadline::Deadline;
 use service::telemetry::chain;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::{
-    Change, ChargeState, Command, Failure, Payment, Reason, RefundState, Refusal, Seen, Status, Step, next,
-};
+use crate::domain::{ChargeState, Failure, Payment, Reason, RefundState, Seen, Step, take_turn};
 use crate::facts::Facts;
 use crate::failpoints::{self, pass};
 use crate::provider::{
@@ -407,51 +405,20 @@ async fn turn(conn: &mut AsyncPgConnection, input: &Input) -> Result<Turn, Store
     let stored = store::load_payment(conn, payment_id, Lock::Update)
         .await?
         .ok_or(StoreError::Conflict(payment_id))?;
-    let (mut tries, delays, cause) = (stored.work.tries, stored.work.delays, stored.work.cause);
-    let refused = |_: Refusal| StoreError::Conflict(payment_id);
-    let now = now();
-
-    let mut seen = &input.seen;
+    let (delays, cause) = (stored.work.delays, stored.work.cause);
     let before = stored.payment.clone();
-    let mut change = Change::of(stored.payment);
-    if let Some(made) = &input.made
-        && change.payment().status == Status::Pending
-    {
-        match &change.payment().intent {
-            None => change = change.with_intent(made.as_str()).map_err(refused)?,
-            // Another driver's came first. Ours is never confirmed.
-            Some(known) if known != made.as_str() => seen = &Seen::Nothing,
-            Some(_) => {}
-        }
+    let made = input.made.as_ref().map(IntentId::as_str);
+    let turn = take_turn(stored.payment, &order, &input.seen, made, now())
+        .map_err(|_| StoreError::Conflict(payment_id))?;
+    let (change, step) = (turn.change, turn.step);
+    if turn.closes_order {
+        store::close_order(conn, order_id).await?;
     }
-    let step = next(change.payment(), &order, seen);
-    let mut due = input.pace.lease;
-    let mut delays_now = delays;
-    match &step {
-        Step::Receive => {
-            change = change.then(Command::Receive, now).map_err(refused)?;
-            if order.cancelled {
-                change = change.refunding(now).map_err(refused)?;
-            }
-        }
-        Step::Fail(failure) => {
-            change = change.then(Command::Fail(*failure), now).map_err(refused)?;
-            if !failure.another_try {
-                store::close_order(conn, order_id).await?;
-            }
-        }
-        Step::CompleteRefund(refund) => {
-            let command = Command::CompleteRefund(refund.clone());
-            change = change.then(command, now).map_err(refused)?;
-        }
-        // The provider has just said that it has not been done: a new key, since the old one may bring an old answer.
-        Step::Confirm | Step::Cancel(_) | Step::Refund => tries += 1,
-        Step::Create | Step::Ask | Step::AskRefund | Step::Done => {}
-        Step::Wait => {
-            due = input.pace.pause(delays);
-            delays_now = delays.saturating_add(1);
-        }
-    }
+    let tries = stored.work.tries + i32::from(turn.needs_new_key);
+    let (due, delays_now) = match step {
+        Step::Wait => (input.pace.pause(delays), delays.saturating_add(1)),
+        _ => (input.pace.lease, delays),
+    };
     let token = match (&step, &change.payment().method) {
         (Step::Create, Some(method)) => store::find_method(conn, method.id)
             .await?

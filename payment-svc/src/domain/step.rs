@@ -4,7 +4,9 @@
 //! before it acts. A charge is confirmed only after it was stored as this payment's, and only while the order is not cancelled.
 //! Whatever two drivers do at once is harmless: a charge can be taken once, or cancelled, and the provider says which.
 
-use super::{Failure, KnownOrder, Payment, Reason, Status};
+use chrono::{DateTime, Utc};
+
+use super::{Change, Command, Failure, KnownOrder, Payment, Reason, Refusal, Status};
 
 /// What the provider has said of a charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +71,69 @@ pub enum Step {
     Fail(Failure),
     /// Record that the money was given back.
     CompleteRefund(String),
+}
+
+/// What a driver has decided: what is to be stored, and what is to be done then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turn {
+    pub change: Change,
+    pub step: Step,
+    /// Whether no further payment of the order is taken from now on.
+    pub closes_order: bool,
+    /// Whether the step must have a key that was not used before: the provider has just said that nothing was done, and under
+    /// the old key it may repeat an old answer.
+    pub needs_new_key: bool,
+}
+
+/// A driver's turn at a payment, as it is stored, under the locks of the order and the payment. `made` is a charge that this driver
+/// has just had made.
+///
+/// # Errors
+/// Never, unless this module is wrong.
+pub fn take_turn(
+    payment: Payment,
+    order: &KnownOrder,
+    seen: &Seen,
+    made: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<Turn, Refusal> {
+    let mut change = Change::of(payment);
+    let mut seen = seen;
+    if let Some(made) = made
+        && change.payment().status == Status::Pending
+    {
+        match &change.payment().intent {
+            None => change = change.with_intent(made)?,
+            // Another driver's came first. What was seen is of this one, which is never confirmed.
+            Some(known) if known != made => seen = &Seen::Nothing,
+            Some(_) => {}
+        }
+    }
+    let step = next(change.payment(), order, seen);
+    let mut closes_order = false;
+    match &step {
+        Step::Receive => {
+            change = change.then(Command::Receive, now)?;
+            // A late success: the money goes back at once.
+            if order.cancelled {
+                change = change.refunding(now)?;
+            }
+        }
+        Step::Fail(failure) => {
+            change = change.then(Command::Fail(*failure), now)?;
+            closes_order = !failure.another_try;
+        }
+        Step::CompleteRefund(refund) => {
+            change = change.then(Command::CompleteRefund(refund.clone()), now)?;
+        }
+        _ => {}
+    }
+    Ok(Turn {
+        change,
+        needs_new_key: matches!(step, Step::Confirm | Step::Cancel(_) | Step::Refund),
+        step,
+        closes_order,
+    })
 }
 
 /// The next step, from what is stored and what was seen.
