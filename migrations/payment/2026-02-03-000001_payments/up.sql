@@ -124,12 +124,13 @@ BEGIN
        OR (OLD.intent IS NOT NULL AND NEW.intent IS DISTINCT FROM OLD.intent)
        OR (OLD.status <> 'pending' AND NEW.intent IS DISTINCT FROM OLD.intent)
        OR NEW.tries < OLD.tries
-       OR NOT CASE OLD.status
+       -- In parentheses: PL/pgSQL would take the first THEN for its own.
+       OR NOT (CASE OLD.status
             WHEN 'pending' THEN NEW.status IN ('pending', 'received', 'failed', 'refund_pending')
             WHEN 'received' THEN NEW.status = 'refund_pending'
             WHEN 'refund_pending' THEN NEW.status IN ('refund_pending', 'refunded')
             ELSE false
-        END
+        END)
     THEN
         RAISE EXCEPTION 'payment %: this change is refused', OLD.payment_id USING ERRCODE = 'restrict_violation';
     END IF;
