@@ -43,6 +43,8 @@ const GRACE: Duration = Duration::from_secs(2);
 pub enum AppError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("opening the storage file was broken off")]
+    Opening(#[source] tokio::task::JoinError),
     #[error("port {0} cannot be bound")]
     Bind(SocketAddr, #[source] std::io::Error),
     #[error("the metrics cannot be registered")]
@@ -77,7 +79,7 @@ impl Config {
             Ok::<_, StoreError>(store)
         })
         .await
-        .map_err(|error| AppError::Metrics(error.into()))??;
+        .map_err(AppError::Opening)??;
         let registry =
             service::metrics::registry(NAME, VERSION).map_err(|error| AppError::Metrics(error.into()))?;
         let listener = TcpListener::bind(self.listen)
@@ -118,7 +120,7 @@ impl App {
         let (desk, queue) = writer::queue();
         let at_work = TaskTracker::new();
         let mut tasks = Supervisor::new(shutdown.clone());
-        let forgetting = forget(desk.clone(), config.keep_keys);
+        let forgetting = forget(desk.clone(), config.keep_keys, shutdown.clone());
         let api = http::Api {
             secret_key: config.secret_key,
             store: store.clone(),
@@ -140,7 +142,7 @@ impl App {
         readiness.check("storage").set(Ok(()));
 
         tasks.spawn_background("admin", admin.serve());
-        tasks.spawn_background("answer cleaner", forgetting);
+        tasks.spawn("answer cleaner", forgetting);
         // The writer ends when all that could hand something in has ended.
         tasks.spawn("writer", async move {
             let run = tokio::task::spawn_blocking(move || writer::run(&store, queue));
@@ -163,12 +165,17 @@ impl App {
 }
 
 /// Forgets old answers, little by little.
-async fn forget(desk: writer::Desk, age: Duration) -> Result<(), Infallible> {
-    loop {
-        if desk.forget(age).await.is_err() {
-            // The writer says itself why it is gone.
-            std::future::pending::<()>().await;
+async fn forget(desk: writer::Desk, age: Duration, shutdown: CancellationToken) -> Result<(), Infallible> {
+    // A desk that is closed means that the writer has ended, which says itself why.
+    while desk.forget(age).await.is_ok() {
+        if tokio::time::timeout(FORGET_EVERY, shutdown.cancelled())
+            .await
+            .is_ok()
+        {
+            return Ok(());
         }
-        tokio::time::sleep(FORGET_EVERY).await;
     }
+    drop(desk);
+    shutdown.cancelled().await;
+    Ok(())
 }

@@ -57,8 +57,8 @@ fn main() -> ExitCode {
         Command::Ledger { url: None } => process.run(async |_| {
             let path = config.path.clone();
             let print = move || {
-                let read = Store::open_existing(&path)?.read()?;
-                Ok::<_, BoxError>(ledger::write(&read, std::io::stdout().lock())?)
+                let store = Store::open_existing(&path)?;
+                Ok::<_, BoxError>(ledger::write(&store.read()?, std::io::stdout().lock())?)
             };
             tokio::task::spawn_blocking(print).await?
         }),
