@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::domain::{OrderView, Status};
+use crate::domain::{Reached, Status, View};
 use crate::store::{self, Position};
 use crate::waits::{Full, Waiter, Waits};
 
@@ -49,7 +49,7 @@ pub struct Queries {
 /// Orders of one page, and where the next page begins, if there is one.
 #[derive(Debug)]
 pub struct Page {
-    pub orders: Vec<OrderView>,
+    pub orders: Vec<View>,
     pub next: Option<Position>,
 }
 
@@ -69,9 +69,9 @@ impl Queries {
         order_id: Uuid,
         at_least_version: i64,
         deadline: Deadline,
-    ) -> Result<OrderView, QueryError> {
+    ) -> Result<View, QueryError> {
         let read = async || store::get(&self.db, deadline, user_id, order_id).await;
-        let enough = |view: &OrderView| view.version >= at_least_version;
+        let enough = |view: &View| view.order.version >= at_least_version;
         let give_up = deadline.at() - MARGIN.min(deadline.remaining() / 10);
         match read().await? {
             Some(view) if enough(&view) => return Ok(view),
@@ -84,7 +84,7 @@ impl Queries {
             return Ok(view);
         }
         tokio::select! {
-            () = waiter.beyond(at_least_version - 1) => {}
+            () = waiter.order(at_least_version) => {}
             () = sleep_until(give_up) => return Err(QueryError::NotYet),
             () = self.shutdown.cancelled() => return Err(QueryError::Stopping),
         }
@@ -115,12 +115,16 @@ impl Queries {
         let mut orders = store::list(&self.db, deadline, user_id, status, after, limit).await?;
         let more = orders.len() > usize::from(page_size);
         orders.truncate(usize::from(page_size));
-        let next = orders.last().filter(|_| more).map(Position::of);
+        let next = orders
+            .last()
+            .filter(|_| more)
+            .map(|view| Position::of(&view.order));
         Ok(Page { orders, next })
     }
 
-    /// A user's order now and whenever it has changed, until it is delivered or cancelled. A reader that is slow gets the latest
-    /// state, not each one between; nothing is read from the database ahead of it.
+    /// A user's order now and whenever it or a payment of it has changed, until nothing more is expected of it: it is delivered, or it
+    /// is cancelled and none of its money is with us. A reader that is slow gets the latest state, not each one between; nothing is
+    /// read from the database ahead of it.
     ///
     /// # Errors
     /// When there is no such order. The stream itself ends with [`QueryError::Stopping`] when this replica stops, and with
@@ -130,7 +134,7 @@ impl Queries {
         user_id: Uuid,
         order_id: Uuid,
         deadline: Deadline,
-    ) -> Result<impl Stream<Item = Result<OrderView, QueryError>> + Send + 'static, QueryError> {
+    ) -> Result<impl Stream<Item = Result<View, QueryError>> + Send + 'static, QueryError> {
         let waiter = self.waits.enter(order_id)?;
         let view = store::get(&self.db, deadline, user_id, order_id)
             .await?
@@ -146,11 +150,11 @@ impl Queries {
             let (mut watch, seen) = state?;
             let view = match seen {
                 Seen::Now(view) => Ok(*view),
-                Seen::Version(version) => watch.beyond(version).await,
+                Seen::Until(reached) => watch.beyond(reached).await,
             };
             // After the end there is nothing more, and the place among those who wait is free.
             let next = match &view {
-                Ok(view) if !view.status.is_final() => Some((watch, Seen::Version(view.version))),
+                Ok(view) if !view.is_final() => Some((watch, Seen::Until(view.reached()))),
                 _ => None,
             };
             Some((view, next))
@@ -161,9 +165,9 @@ impl Queries {
 /// What a watcher has seen.
 enum Seen {
     /// Nothing: this is what it is sent first.
-    Now(Box<OrderView>),
-    /// The view at this version.
-    Version(i64),
+    Now(Box<View>),
+    /// The view up to here.
+    Until(Reached),
 }
 
 /// A stream of [`Queries::watch`].
@@ -176,7 +180,7 @@ struct Watch {
 }
 
 impl Watch {
-    async fn beyond(&mut self, version: i64) -> Result<OrderView, QueryError> {
+    async fn beyond(&mut self, seen: Reached) -> Result<View, QueryError> {
         const AGAIN: Duration = Duration::from_millis(20);
         let until = self.until;
         let deadline = async move {
@@ -187,11 +191,11 @@ impl Watch {
         };
         let changed = async {
             loop {
-                self.waiter.beyond(version).await;
+                self.waiter.beyond(seen).await;
                 let deadline = Deadline::after(STREAM_READ);
                 let read = store::get(&self.queries.db, deadline, self.user_id, self.order_id).await;
                 match read? {
-                    Some(view) if view.version > version => return Ok(view),
+                    Some(view) if view.reached().is_beyond(seen) => return Ok(view),
                     Some(_) => sleep(AGAIN).await,
                     None => return Err(QueryError::NotFound),
                 }

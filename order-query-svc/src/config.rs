@@ -6,7 +6,10 @@ use service::config::{Admin, Database, Grpc, Instance, Log, Reader, Reported, Te
 pub const PREFIX: &str = "ORDER_QUERY_SVC_";
 
 /// The topics that are read, by their keys in `[consumer]`.
-const TOPICS: [(&str, &str); 1] = [("order_topic", contracts::topics::ORDER)];
+const TOPICS: [(&str, &str); 2] = [
+    ("order_topic", contracts::topics::ORDER),
+    ("payment_topic", contracts::topics::PAYMENT),
+];
 
 /// Everything, checked.
 #[derive(Debug, Clone)]
@@ -66,7 +69,10 @@ mod tests {
     fn addresses_are_all_that_must_be_given() {
         let config = parse(Sources::new(PREFIX).toml(MINIMAL), Config::read).expect("valid");
         assert_eq!(config.projection.group, "order-query-svc");
-        assert_eq!(config.projection.topics, [Topic::from_beginning("events.order")]);
+        assert_eq!(
+            config.projection.topics,
+            ["events.order", "events.payment"].map(Topic::from_beginning)
+        );
         assert_eq!(config.projection.instance, None);
     }
 

@@ -1,6 +1,7 @@
 //! What the read model says about an order, and how events change it. Pure: no clock, no I/O.
 //!
-//! The events were decided by order-svc, which owns the rules; here they are only folded.
+//! The events were decided by order-svc and payment-svc, which own the rules; here they are only folded. The two come by different
+//! topics, so what they say is kept apart: either may be ahead of the other.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -16,13 +17,6 @@ pub enum Status {
     Cancelled,
 }
 
-impl Status {
-    /// Whether nothing changes any more.
-    pub fn is_final(self) -> bool {
-        matches!(self, Self::Delivered | Self::Cancelled)
-    }
-}
-
 /// One product of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
@@ -32,7 +26,105 @@ pub struct Item {
     pub unit_price_minor_units: i64,
 }
 
-/// An order as readers see it.
+/// What became of a payment. One that is under way has no event yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PaymentStatus {
+    Received,
+    Failed(Failure),
+    Refunded,
+}
+
+/// Why a payment failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure {
+    /// The number that payment-svc gave, passed on as it is: there may be more reasons by now than this code knows.
+    pub reason: i32,
+    /// Whether the order can still be paid.
+    pub another_try: bool,
+}
+
+/// A payment of an order, as its last event tells it. Each event of a payment says all there is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payment {
+    pub payment_id: Uuid,
+    pub order_id: Uuid,
+    pub status: PaymentStatus,
+    pub amount_minor_units: i64,
+    /// ISO 4217.
+    pub currency_code: String,
+    /// Empty when it is not known.
+    pub brand: String,
+    /// Empty when it is not known.
+    pub last_four: String,
+    /// Version of the payment.
+    pub version: i64,
+    /// When the event happened.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// An order with its payments, as readers see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    pub order: OrderView,
+    /// Oldest first.
+    pub payments: Vec<Payment>,
+}
+
+impl View {
+    /// How far each of the sources of this view has come.
+    pub fn reached(&self) -> Reached {
+        Reached {
+            order: self.order.version,
+            payments: self.payments.iter().map(|payment| payment.version).sum(),
+        }
+    }
+
+    /// Whether nothing more is to be expected. A cancelled order that was paid is waiting for its money to go back, also while the
+    /// payment itself has not been heard of here. Money that comes in after the cancellation is not foreseen: it is seen by who asks
+    /// again.
+    pub fn is_final(&self) -> bool {
+        let is_refunded = |payment_id| {
+            let mut payments = self.payments.iter();
+            payments
+                .any(|payment| payment.payment_id == payment_id && payment.status == PaymentStatus::Refunded)
+        };
+        let is_held = |payment: &Payment| payment.status == PaymentStatus::Received;
+        match self.order.status {
+            Status::Delivered => true,
+            Status::Cancelled => {
+                self.order.payment_id.is_none_or(is_refunded) && !self.payments.iter().any(is_held)
+            }
+            Status::Pending | Status::Paid | Status::Confirmed | Status::Shipped => false,
+        }
+    }
+}
+
+/// How far a view has come, by source. None of these ever goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reached {
+    /// The version of the order.
+    pub order: i64,
+    /// The sum of the versions of its payments.
+    pub payments: i64,
+}
+
+impl Reached {
+    /// Whether it is further than `other` by any source.
+    pub fn is_beyond(self, other: Self) -> bool {
+        self.order > other.order || self.payments > other.payments
+    }
+
+    /// The further one, source by source.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            order: self.order.max(other.order),
+            payments: self.payments.max(other.payments),
+        }
+    }
+}
+
+/// What is known of an order from its own events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OrderView {
     pub order_id: Uuid,
@@ -54,6 +146,8 @@ pub struct OrderView {
     pub tracking_number: String,
     /// Empty until shipped.
     pub carrier: String,
+    /// The payment by which it was paid.
+    pub payment_id: Option<Uuid>,
 }
 
 /// What `order.placed` says.
@@ -72,7 +166,11 @@ pub struct Placed {
 pub enum Change {
     Placed(Placed),
     Reserved,
-    Paid,
+    /// It goes on as it is: what follows is for its payments to decide.
+    Overdue,
+    Paid {
+        payment_id: Uuid,
+    },
     Confirmed,
     Shipped {
         tracking_number: String,
@@ -116,8 +214,11 @@ pub fn apply(view: Option<OrderView>, event: &Event) -> Result<OrderView, ApplyE
         (Some(view), _) => view,
     };
     match &event.change {
-        Change::Placed(_) | Change::Reserved | Change::Unknown => {}
-        Change::Paid => view.status = Status::Paid,
+        Change::Placed(_) | Change::Reserved | Change::Overdue | Change::Unknown => {}
+        Change::Paid { payment_id } => {
+            view.status = Status::Paid;
+            view.payment_id = Some(*payment_id);
+        }
         Change::Confirmed => view.status = Status::Confirmed,
         Change::Shipped {
             tracking_number,
@@ -153,6 +254,7 @@ fn place(event: &Event, placed: &Placed) -> OrderView {
         cancel_reason: String::new(),
         tracking_number: String::new(),
         carrier: String::new(),
+        payment_id: None,
     }
 }
 
@@ -177,6 +279,30 @@ mod tests {
             placed_at: at(1),
             pay_by: Some(at(900)),
         })
+    }
+
+    fn paid() -> Change {
+        Change::Paid {
+            payment_id: Uuid::from_u128(9),
+        }
+    }
+
+    fn payment(id: u128, status: PaymentStatus, version: i64) -> Payment {
+        Payment {
+            payment_id: Uuid::from_u128(id),
+            order_id: Uuid::from_u128(1),
+            status,
+            amount_minor_units: 1000,
+            currency_code: "EUR".into(),
+            brand: "visa".into(),
+            last_four: "4242".into(),
+            version,
+            updated_at: at(version),
+        }
+    }
+
+    fn is_final(order: OrderView, payments: Vec<Payment>) -> bool {
+        View { order, payments }.is_final()
     }
 
     fn fold(changes: impl IntoIterator<Item = Change>) -> Result<OrderView, ApplyError> {
@@ -213,12 +339,14 @@ mod tests {
         let way = [
             placed(),
             Change::Reserved,
-            Change::Paid,
+            Change::Overdue,
+            paid(),
             Change::Confirmed,
             shipped,
             Change::Completed,
         ];
         let expected = [
+            Status::Pending,
             Status::Pending,
             Status::Pending,
             Status::Paid,
@@ -238,7 +366,7 @@ mod tests {
             (view.total_minor_units, view.currency_code.as_str()),
             (1000, "EUR")
         );
-        assert!(view.status.is_final());
+        assert!(is_final(view, vec![]));
     }
 
     #[test]
@@ -254,7 +382,7 @@ mod tests {
             2,
         );
         assert_eq!(view.cancel_reason, "changed my mind");
-        assert!(view.status.is_final());
+        assert!(is_final(view, vec![]));
     }
 
     #[test]
@@ -273,7 +401,60 @@ mod tests {
 
     #[test]
     fn placed_comes_first_and_once() {
-        assert_eq!(fold([Change::Paid]), Err(ApplyError::NotPlaced));
+        assert_eq!(fold([paid()]), Err(ApplyError::NotPlaced));
         assert_eq!(fold([placed(), placed()]), Err(ApplyError::PlacedTwice));
+    }
+
+    #[test]
+    fn a_cancelled_order_ends_when_no_money_is_left_with_us() {
+        let cancelled = || Change::Cancelled {
+            reason: String::new(),
+        };
+        let failure = Failure {
+            reason: 1,
+            another_try: true,
+        };
+        let failed = payment(8, PaymentStatus::Failed(failure), 1);
+        let received = payment(9, PaymentStatus::Received, 1);
+        let refunded = payment(9, PaymentStatus::Refunded, 2);
+        let unpaid = || fold([placed(), cancelled()]).expect("cancelled");
+        let after_paying = || fold([placed(), paid(), cancelled()]).expect("cancelled");
+        for (order, payments, end) in [
+            (unpaid(), vec![failed.clone()], true),
+            // It came too late to pay the order.
+            (unpaid(), vec![failed.clone(), received.clone()], false),
+            (unpaid(), vec![failed.clone(), refunded.clone()], true),
+            // The payment has not been heard of here.
+            (after_paying(), vec![failed.clone()], false),
+            (after_paying(), vec![failed.clone(), received.clone()], false),
+            (after_paying(), vec![failed, refunded.clone()], true),
+            (fold([placed(), paid()]).expect("paid"), vec![refunded], false),
+        ] {
+            assert_eq!(
+                is_final(order.clone(), payments.clone()),
+                end,
+                "{order:?} {payments:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn whatever_changes_a_view_takes_it_further() {
+        let view = |version: i64, payments: &[i64]| {
+            let mut order = fold([placed()]).expect("placed");
+            order.version = version;
+            let of_version = |version: &i64| payment(1, PaymentStatus::Received, *version);
+            View {
+                order,
+                payments: payments.iter().map(of_version).collect(),
+            }
+            .reached()
+        };
+        let before = view(1, &[1]);
+        for after in [view(2, &[1]), view(1, &[2]), view(1, &[1, 1])] {
+            assert!(after.is_beyond(before) && !before.is_beyond(after));
+            assert_eq!(before.max(after), after);
+        }
+        assert!(!before.is_beyond(before));
     }
 }

@@ -1,22 +1,35 @@
-//! From records of `events.order` to events of the domain.
+//! From records of `events.order` and `events.payment` to what the domain knows.
 
 use consumer::Record;
-use contracts::catalogue::order as types;
+use contracts::catalogue::{order as types, payment as payment_types};
+use contracts::shop::common::v1::Money;
 use contracts::shop::order::events::v1 as wire;
+use contracts::shop::payment::events::v1 as payment_wire;
 use contracts::wire::time;
 use prost::Message;
 use uuid::Uuid;
 
-use crate::domain::{Change, Event, Item, Placed};
+use crate::domain::{Change, Event, Failure, Item, Payment, PaymentStatus, Placed};
 
 /// The only major version of the payloads so far.
 const SCHEMA_VERSION: i32 = 1;
 
-/// Why a record is no event of an order.
+/// What a record tells.
+#[derive(Debug)]
+pub(crate) enum Told {
+    Order(Event),
+    Payment(Payment),
+    /// Something about a payment that came into the world after this code.
+    Nothing,
+}
+
+/// Why a record tells nothing that can be understood.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EventError {
-    #[error("the order id is not a UUID")]
-    OrderId,
+    #[error("it is of an entity that this service does not know")]
+    Entity,
+    #[error("its entity's id is not a UUID")]
+    EntityId,
     #[error("major version {0} of the payload's schema is not known")]
     SchemaVersion(i32),
     #[error("the payload is not what its type says")]
@@ -25,24 +38,37 @@ pub(crate) enum EventError {
     Field(&'static str),
 }
 
-/// Reads an event out of `record`. Types that are not in the catalogue become [`Change::Unknown`].
+/// Reads what `record` tells.
 ///
 /// # Errors
 /// When the record can never be understood by this code.
-pub(crate) fn parse(record: &Record) -> Result<Event, EventError> {
+pub(crate) fn parse(record: &Record) -> Result<Told, EventError> {
     let envelope = &record.envelope;
-    let order_id = Uuid::try_parse(&envelope.entity_id).map_err(|_| EventError::OrderId)?;
-    let payload = record.payload.as_slice();
     let known = contracts::catalogue::EVENTS
         .iter()
         .any(|(name, ..)| *name == envelope.event_type);
     if known && envelope.schema_version != SCHEMA_VERSION {
         return Err(EventError::SchemaVersion(envelope.schema_version));
     }
+    let id = Uuid::try_parse(&envelope.entity_id).map_err(|_| EventError::EntityId)?;
+    match envelope.entity_type.as_str() {
+        types::ENTITY_TYPE => Ok(Told::Order(order(record, id)?)),
+        payment_types::ENTITY_TYPE => Ok(payment(record, id)?.map_or(Told::Nothing, Told::Payment)),
+        _ => Err(EventError::Entity),
+    }
+}
+
+/// An event of an order. Types that are not in the catalogue become [`Change::Unknown`].
+fn order(record: &Record, order_id: Uuid) -> Result<Event, EventError> {
+    let envelope = &record.envelope;
+    let payload = record.payload.as_slice();
     let change = match envelope.event_type.as_str() {
         types::PLACED => Change::Placed(placed(&wire::OrderPlaced::decode(payload)?)?),
         types::RESERVED => wire::OrderReserved::decode(payload).map(|_| Change::Reserved)?,
-        types::PAID => wire::OrderPaid::decode(payload).map(|_| Change::Paid)?,
+        types::OVERDUE => wire::OrderOverdue::decode(payload).map(|_| Change::Overdue)?,
+        types::PAID => Change::Paid {
+            payment_id: uuid("payment_id", &wire::OrderPaid::decode(payload)?.payment_id)?,
+        },
         types::CONFIRMED => wire::OrderConfirmed::decode(payload).map(|_| Change::Confirmed)?,
         types::SHIPPED => {
             let wire::OrderShipped {
@@ -73,18 +99,63 @@ fn placed(event: &wire::OrderPlaced) -> Result<Placed, EventError> {
     let total = event.total.as_ref().ok_or(EventError::Field("total"))?;
     let items = event.items.iter().map(|line| {
         Ok(Item {
-            product_id: Uuid::try_parse(&line.product_id)
-                .map_err(|_| EventError::Field("items.product_id"))?,
+            product_id: uuid("items.product_id", &line.product_id)?,
             quantity: line.quantity,
             unit_price_minor_units: line.unit_price_minor_units,
         })
     });
     Ok(Placed {
-        user_id: Uuid::try_parse(&event.user_id).map_err(|_| EventError::Field("user_id"))?,
+        user_id: uuid("user_id", &event.user_id)?,
         items: items.collect::<Result<_, EventError>>()?,
         total_minor_units: total.minor_units,
         currency_code: total.currency_code.clone(),
         placed_at: time(event.created_at.as_ref()).ok_or(EventError::Field("created_at"))?,
         pay_by: time(event.pay_by.as_ref()),
     })
+}
+
+/// A payment after an event of it; nothing when the event is not in the catalogue.
+fn payment(record: &Record, payment_id: Uuid) -> Result<Option<Payment>, EventError> {
+    let payload = record.payload.as_slice();
+    let (order_id, amount, method, status) = match record.envelope.event_type.as_str() {
+        payment_types::RECEIVED => {
+            let event = payment_wire::PaymentReceived::decode(payload)?;
+            let status = PaymentStatus::Received;
+            (event.order_id, event.amount, event.payment_method, status)
+        }
+        payment_types::FAILED => {
+            let event = payment_wire::PaymentFailed::decode(payload)?;
+            let status = PaymentStatus::Failed(Failure {
+                reason: event.reason,
+                another_try: event.another_try,
+            });
+            (event.order_id, event.amount, event.payment_method, status)
+        }
+        payment_types::REFUNDED => {
+            let event = payment_wire::PaymentRefunded::decode(payload)?;
+            let status = PaymentStatus::Refunded;
+            (event.order_id, event.amount, event.payment_method, status)
+        }
+        _ => return Ok(None),
+    };
+    let Money {
+        minor_units,
+        currency_code,
+    } = amount.ok_or(EventError::Field("amount"))?;
+    let method = method.unwrap_or_default();
+    Ok(Some(Payment {
+        payment_id,
+        order_id: uuid("order_id", &order_id)?,
+        status,
+        amount_minor_units: minor_units,
+        currency_code,
+        brand: method.brand,
+        last_four: method.last_four,
+        version: record.envelope.version,
+        updated_at: record.envelope.occurred_at,
+    }))
+}
+
+fn uuid(field: &'static str, text: &str) -> Result<Uuid, EventError> {
+    Uuid::try_parse(text).map_err(|_| EventError::Field(field))
 }

@@ -7,6 +7,7 @@ use contracts::shop::common::v1::Money;
 use contracts::shop::order::v1 as order;
 use contracts::shop::orderquery::v1 as wire;
 use contracts::shop::orderquery::v1::order_query_service_server::OrderQueryService;
+use contracts::shop::payment::v1 as payment;
 use contracts::wire::timestamp;
 use futures::{Stream, StreamExt as _};
 use service::deadline::Deadline;
@@ -15,7 +16,7 @@ use service::validate::Fields;
 use tonic::{Code, Request, Response, Status};
 
 use crate::app::{Queries, QueryError};
-use crate::domain::{self, OrderView};
+use crate::domain::{self, Payment, PaymentStatus, View};
 use crate::page;
 
 /// Whose reasons the errors give.
@@ -154,8 +155,13 @@ impl From<QueryError> for Status {
     }
 }
 
-impl From<OrderView> for wire::OrderView {
-    fn from(view: OrderView) -> Self {
+impl From<View> for wire::OrderView {
+    fn from(
+        View {
+            order: view,
+            payments,
+        }: View,
+    ) -> Self {
         Self {
             order_id: view.order_id.to_string(),
             user_id: view.user_id.to_string(),
@@ -180,7 +186,33 @@ impl From<OrderView> for wire::OrderView {
             cancel_reason: view.cancel_reason,
             tracking_number: view.tracking_number,
             carrier: view.carrier,
-            payments: Vec::new(),
+            payments: payments.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<Payment> for wire::PaymentView {
+    fn from(view: Payment) -> Self {
+        let (status, failure) = match view.status {
+            PaymentStatus::Received => (payment::PaymentStatus::Received, None),
+            PaymentStatus::Failed(failure) => (payment::PaymentStatus::Failed, Some(failure)),
+            PaymentStatus::Refunded => (payment::PaymentStatus::Refunded, None),
+        };
+        Self {
+            payment_id: view.payment_id.to_string(),
+            status: status.into(),
+            amount: Some(Money {
+                minor_units: view.amount_minor_units,
+                currency_code: view.currency_code,
+            }),
+            brand: view.brand,
+            last_four: view.last_four,
+            failure: failure.map(|failure| payment::PaymentFailure {
+                reason: failure.reason,
+                another_try: failure.another_try,
+            }),
+            version: view.version,
+            updated_at: Some(timestamp(view.updated_at)),
         }
     }
 }

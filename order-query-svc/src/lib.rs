@@ -1,7 +1,7 @@
 //! order-query-svc: the read model of orders.
 //!
-//! Events of `events.order` are applied to the table `order_views` ([`projection`], on the crate `consumer`), and queries are
-//! answered from it ([`grpc`], [`app`]). Replicas share the database and divide the partitions among them; any of them answers any
+//! Events of `events.order` and `events.payment` are applied to the tables `order_views` and `order_payments` ([`projection`], on the
+//! crate `consumer`), and queries are answered from them ([`grpc`], [`app`]). Replicas share the database and divide the partitions among them; any of them answers any
 //! query, also one that waits for what another replica applies ([`waits`]).
 
 pub mod app;

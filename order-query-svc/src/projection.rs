@@ -7,11 +7,12 @@ use consumer::{Handler, HandlerError, Record};
 use diesel_async::AsyncPgConnection;
 use uuid::Uuid;
 
-use crate::domain::{self, OrderView};
+use crate::domain::{self, Event, OrderView, Payment, Reached};
+use crate::events::{self, Told};
+use crate::store;
 use crate::waits::Waits;
-use crate::{events, store};
 
-/// Keeps `order_views`, and wakes those who wait for them here.
+/// Keeps `order_views` and `order_payments`, and wakes those who wait for an order here.
 #[derive(Debug)]
 pub struct Projection {
     waits: Arc<Waits>,
@@ -24,42 +25,50 @@ impl Projection {
 }
 
 impl Handler for Projection {
-    type Effect = ();
+    /// The versions that orders have reached.
+    type Effect = Vec<(Uuid, i64)>;
 
-    /// One read and one write per batch.
+    /// One read of orders, and one write of orders and of payments, per batch.
     async fn handle(
         &self,
         connection: &mut AsyncPgConnection,
         batch: &[&Record],
-    ) -> Result<(), HandlerError> {
-        let mut events = Vec::with_capacity(batch.len());
+    ) -> Result<Self::Effect, HandlerError> {
+        let mut events: Vec<(usize, Event)> = Vec::with_capacity(batch.len());
+        let mut payments: BTreeMap<Uuid, Payment> = BTreeMap::new();
         for (position, record) in batch.iter().enumerate() {
-            events.push(events::parse(record).map_err(|error| HandlerError::permanent(position, error))?);
+            match events::parse(record).map_err(|error| HandlerError::permanent(position, error))? {
+                Told::Order(event) => events.push((position, event)),
+                // Each event of a payment says all there is: the last one stands.
+                Told::Payment(payment) => _ = payments.insert(payment.payment_id, payment),
+                Told::Nothing => {}
+            }
         }
-        let mut orders: Vec<Uuid> = events.iter().map(|event| event.order_id).collect();
+        let mut orders: Vec<Uuid> = events.iter().map(|(_, event)| event.order_id).collect();
         orders.sort_unstable();
         orders.dedup();
         let mut stored = store::load(connection, &orders).await?;
         let mut changed: BTreeMap<Uuid, OrderView> = BTreeMap::new();
-        for (position, event) in events.iter().enumerate() {
+        for (position, event) in &events {
             let before = changed
                 .remove(&event.order_id)
                 .or_else(|| stored.remove(&event.order_id));
             let after =
-                domain::apply(before, event).map_err(|error| HandlerError::permanent(position, error))?;
+                domain::apply(before, event).map_err(|error| HandlerError::permanent(*position, error))?;
             changed.insert(event.order_id, after);
         }
         // In the order of their ids, as every writer takes them.
         let changed: Vec<OrderView> = changed.into_values().collect();
+        let payments: Vec<Payment> = payments.into_values().collect();
         store::save(connection, &changed).await?;
-        Ok(())
+        store::save_payments(connection, &payments).await?;
+        Ok(changed.iter().map(|view| (view.order_id, view.version)).collect())
     }
 
-    fn committed(&self, batch: &[&Record], (): ()) {
-        for record in batch {
-            if let Ok(order_id) = Uuid::try_parse(&record.envelope.entity_id) {
-                self.waits.reached(order_id, record.envelope.version);
-            }
+    fn committed(&self, _: &[&Record], orders: Self::Effect) {
+        for (order_id, order) in orders {
+            let payments = 0; // Not known here: that takes all of its payments, whoever applied them.
+            self.waits.reached(order_id, Reached { order, payments });
         }
     }
 }

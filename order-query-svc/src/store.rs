@@ -7,8 +7,9 @@ use chrono::{DateTime, Utc};
 use diesel::QueryResult;
 use diesel::prelude::{
     BoolExpressionMethods as _, ExpressionMethods as _, Insertable, OptionalExtension as _, QueryDsl as _,
-    Queryable, Selectable, SelectableHelper as _,
+    Queryable, QueryableByName, Selectable, SelectableHelper as _,
 };
+use diesel::sql_types;
 use diesel::upsert::excluded;
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,7 @@ use service::db::{BoxFuture, Db, DbError};
 use service::deadline::Deadline;
 use uuid::Uuid;
 
-use crate::domain::{Item, OrderView, Status};
+use crate::domain::{Failure, Item, OrderView, Payment, PaymentStatus, Reached, Status, View};
 
 diesel::table! {
     order_views (order_id) {
@@ -33,6 +34,24 @@ diesel::table! {
         cancel_reason -> Text,
         tracking_number -> Text,
         carrier -> Text,
+        payment_id -> Nullable<Uuid>,
+    }
+}
+
+diesel::table! {
+    order_payments (payment_id) {
+        payment_id -> Uuid,
+        order_id -> Uuid,
+        status -> SmallInt,
+        amount_minor_units -> BigInt,
+        currency_code -> Text,
+        brand -> Text,
+        last_four -> Text,
+        failure_reason -> Nullable<Integer>,
+        another_try -> Nullable<Bool>,
+        version -> BigInt,
+        first_event_at -> Timestamptz,
+        updated_at -> Timestamptz,
     }
 }
 
@@ -62,6 +81,24 @@ struct Row {
     cancel_reason: String,
     tracking_number: String,
     carrier: String,
+    payment_id: Option<Uuid>,
+}
+
+#[derive(Debug, Clone, Queryable, Selectable, Insertable)]
+#[diesel(table_name = order_payments, check_for_backend(diesel::pg::Pg))]
+struct PaymentRow {
+    payment_id: Uuid,
+    order_id: Uuid,
+    status: i16,
+    amount_minor_units: i64,
+    currency_code: String,
+    brand: String,
+    last_four: String,
+    failure_reason: Option<i32>,
+    another_try: Option<bool>,
+    version: i64,
+    first_event_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -120,6 +157,32 @@ pub(crate) async fn save(connection: &mut AsyncPgConnection, views: &[OrderView]
                 o::cancel_reason.eq(excluded(o::cancel_reason)),
                 o::tracking_number.eq(excluded(o::tracking_number)),
                 o::carrier.eq(excluded(o::carrier)),
+                o::payment_id.eq(excluded(o::payment_id)),
+            ))
+            .execute(connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Writes payments as their last events tell them, whether they are new or not. Each payment once.
+pub(crate) async fn save_payments(
+    connection: &mut AsyncPgConnection,
+    payments: &[Payment],
+) -> QueryResult<()> {
+    for chunk in payments.chunks(ROWS_PER_INSERT) {
+        let rows: Vec<PaymentRow> = chunk.iter().map(PaymentRow::of).collect();
+        use order_payments as p;
+        diesel::insert_into(p::table)
+            .values(rows)
+            .on_conflict(p::payment_id)
+            .do_update()
+            .set((
+                p::status.eq(excluded(p::status)),
+                p::failure_reason.eq(excluded(p::failure_reason)),
+                p::another_try.eq(excluded(p::another_try)),
+                p::version.eq(excluded(p::version)),
+                p::updated_at.eq(excluded(p::updated_at)),
             ))
             .execute(connection)
             .await?;
@@ -136,10 +199,10 @@ pub async fn get(
     deadline: Deadline,
     user_id: Uuid,
     order_id: Uuid,
-) -> Result<Option<OrderView>, DbError> {
-    let row: Option<Row> = read(db, deadline, move |connection| {
+) -> Result<Option<View>, DbError> {
+    let views = read(db, deadline, move |connection| {
         Box::pin(async move {
-            order_views::table
+            let row: Option<Row> = order_views::table
                 .filter(
                     order_views::order_id
                         .eq(order_id)
@@ -148,11 +211,11 @@ pub async fn get(
                 .select(Row::as_select())
                 .first(connection)
                 .await
-                .optional()
+                .optional()?;
+            with_payments(connection, row.into_iter().collect()).await
         })
-    })
-    .await?;
-    Ok(row.map(Row::view).transpose()?)
+    });
+    Ok(views.await?.pop())
 }
 
 /// A user's orders behind `after`, newest first, at most `limit`.
@@ -166,8 +229,8 @@ pub async fn list(
     status: Option<Status>,
     after: Option<Position>,
     limit: u16,
-) -> Result<Vec<OrderView>, DbError> {
-    let rows: Vec<Row> = read(db, deadline, move |connection| {
+) -> Result<Vec<View>, DbError> {
+    read(db, deadline, move |connection| {
         Box::pin(async move {
             let mut query = order_views::table
                 .filter(order_views::user_id.eq(user_id))
@@ -186,29 +249,77 @@ pub async fn list(
                         .or(order_views::order_id.lt(after.order_id)),
                 );
             }
-            query.load(connection).await
-        })
-    })
-    .await?;
-    Ok(rows.into_iter().map(Row::view).collect::<QueryResult<_>>()?)
-}
-
-/// The versions that these orders' views have reached; those that there are.
-///
-/// # Errors
-/// When the database does not answer in time.
-pub async fn versions(db: &Db, deadline: Deadline, orders: Vec<Uuid>) -> Result<Vec<(Uuid, i64)>, DbError> {
-    read(db, deadline, move |connection| {
-        let orders = orders.clone();
-        Box::pin(async move {
-            order_views::table
-                .filter(order_views::order_id.eq_any(orders))
-                .select((order_views::order_id, order_views::order_version))
-                .load(connection)
-                .await
+            let rows = query.load(connection).await?;
+            with_payments(connection, rows).await
         })
     })
     .await
+}
+
+/// These orders with the payments of all of them, in one more statement.
+async fn with_payments(connection: &mut AsyncPgConnection, rows: Vec<Row>) -> QueryResult<Vec<View>> {
+    let mut payments: HashMap<Uuid, Vec<Payment>> = HashMap::new();
+    if !rows.is_empty() {
+        let orders: Vec<Uuid> = rows.iter().map(|row| row.order_id).collect();
+        let of_orders: Vec<PaymentRow> = order_payments::table
+            .filter(order_payments::order_id.eq_any(orders))
+            .order((order_payments::first_event_at, order_payments::payment_id))
+            .select(PaymentRow::as_select())
+            .load(connection)
+            .await?;
+        for row in of_orders {
+            payments.entry(row.order_id).or_default().push(row.payment()?);
+        }
+    }
+    let view = |row: Row| {
+        Ok(View {
+            payments: payments.remove(&row.order_id).unwrap_or_default(),
+            order: row.view()?,
+        })
+    };
+    rows.into_iter().map(view).collect()
+}
+
+/// How far the views of these orders have come; those that there are.
+///
+/// # Errors
+/// When the database does not answer in time.
+pub async fn reached(
+    db: &Db,
+    deadline: Deadline,
+    orders: Vec<Uuid>,
+) -> Result<Vec<(Uuid, Reached)>, DbError> {
+    #[derive(QueryableByName)]
+    struct Found {
+        #[diesel(sql_type = sql_types::Uuid)]
+        order_id: Uuid,
+        #[diesel(sql_type = sql_types::BigInt)]
+        order_version: i64,
+        #[diesel(sql_type = sql_types::BigInt)]
+        payment_versions: i64,
+    }
+    let found: Vec<Found> = read(db, deadline, move |connection| {
+        let orders = orders.clone();
+        Box::pin(async move {
+            diesel::sql_query(
+                "SELECT order_id, order_version, coalesce((SELECT sum(version)::bigint FROM order_payments p \
+                 WHERE p.order_id = v.order_id), 0) AS payment_versions \
+                 FROM order_views v WHERE order_id = ANY($1)",
+            )
+            .bind::<sql_types::Array<sql_types::Uuid>, _>(orders)
+            .load(connection)
+            .await
+        })
+    })
+    .await?;
+    let reached = |found: Found| Reached {
+        order: found.order_version,
+        payments: found.payment_versions,
+    };
+    Ok(found
+        .into_iter()
+        .map(|found| (found.order_id, reached(found)))
+        .collect())
 }
 
 /// One statement that changes nothing: tried again on another connection when the one it got was broken.
@@ -259,6 +370,7 @@ impl Row {
             cancel_reason: view.cancel_reason.clone(),
             tracking_number: view.tracking_number.clone(),
             carrier: view.carrier.clone(),
+            payment_id: view.payment_id,
         })
     }
 
@@ -287,6 +399,54 @@ impl Row {
             cancel_reason: self.cancel_reason,
             tracking_number: self.tracking_number,
             carrier: self.carrier,
+            payment_id: self.payment_id,
+        })
+    }
+}
+
+impl PaymentRow {
+    fn of(payment: &Payment) -> Self {
+        let (status, failure) = match payment.status {
+            PaymentStatus::Received => (1, None),
+            PaymentStatus::Failed(failure) => (2, Some(failure)),
+            PaymentStatus::Refunded => (3, None),
+        };
+        Self {
+            payment_id: payment.payment_id,
+            order_id: payment.order_id,
+            status,
+            amount_minor_units: payment.amount_minor_units,
+            currency_code: payment.currency_code.clone(),
+            brand: payment.brand.clone(),
+            last_four: payment.last_four.clone(),
+            failure_reason: failure.map(|failure| failure.reason),
+            another_try: failure.map(|failure| failure.another_try),
+            version: payment.version,
+            first_event_at: payment.updated_at,
+            updated_at: payment.updated_at,
+        }
+    }
+
+    fn payment(self) -> QueryResult<Payment> {
+        let status = match (self.status, self.failure_reason, self.another_try) {
+            (1, None, None) => PaymentStatus::Received,
+            (2, Some(reason), Some(another_try)) => PaymentStatus::Failed(Failure { reason, another_try }),
+            (3, None, None) => PaymentStatus::Refunded,
+            _ => {
+                let what = "order_payments.status".into();
+                return Err(diesel::result::Error::DeserializationError(what));
+            }
+        };
+        Ok(Payment {
+            payment_id: self.payment_id,
+            order_id: self.order_id,
+            status,
+            amount_minor_units: self.amount_minor_units,
+            currency_code: self.currency_code,
+            brand: self.brand,
+            last_four: self.last_four,
+            version: self.version,
+            updated_at: self.updated_at,
         })
     }
 }

@@ -1,8 +1,8 @@
 //! Waiting for views to change, whichever replica changes them.
 //!
-//! Whoever waits for an order is entered here *before* looking at its view. Two things tell that the view has moved: this replica's
-//! projection right after its commit, and [`Waits::poll`], which asks the database for the versions of all orders that are waited for
-//! in one statement, for what other replicas have applied. Each is enough alone for being right; the first makes it fast.
+//! Whoever waits for an order is entered here *before* looking at its view. Two things tell that the view has moved: [`Waits::poll`],
+//! which asks the database in one statement how far all orders are that are waited for, whoever has applied what; and this replica's
+//! projection right after its commit of an order's event. The first alone is enough for being right; the second makes it fast.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
+use crate::domain::Reached;
 use crate::store;
 
 /// How often the database is asked while somebody waits.
@@ -43,8 +44,8 @@ struct Orders {
 
 #[derive(Debug)]
 struct Order {
-    /// The highest version known to be in the view.
-    reached: watch::Sender<i64>,
+    /// What the view is known to have reached.
+    reached: watch::Sender<Reached>,
     waiters: usize,
 }
 
@@ -74,7 +75,7 @@ impl Waits {
         }
         inner.waiters += 1;
         let order = inner.orders.entry(order_id).or_insert_with(|| Order {
-            reached: watch::channel(0).0,
+            reached: watch::channel(Reached::default()).0,
             waiters: 0,
         });
         order.waiters += 1;
@@ -89,13 +90,13 @@ impl Waits {
         })
     }
 
-    /// Tells that an order's view has reached a version.
-    pub fn reached(&self, order_id: Uuid, version: i64) {
+    /// Tells how far an order's view has come, at least.
+    pub fn reached(&self, order_id: Uuid, now: Reached) {
         if let Some(order) = self.lock().orders.get(&order_id) {
             order.reached.send_if_modified(|reached| {
-                let higher = version > *reached;
-                *reached = version.max(*reached);
-                higher
+                let further = now.is_beyond(*reached);
+                *reached = now.max(*reached);
+                further
             });
         }
     }
@@ -120,17 +121,17 @@ impl Waits {
                 continue;
             }
             let asked = Instant::now();
-            match store::versions(&db, Deadline::after(PATIENCE), orders).await {
-                Ok(versions) => {
-                    for (order_id, version) in versions {
-                        self.reached(order_id, version);
+            match store::reached(&db, Deadline::after(PATIENCE), orders).await {
+                Ok(reached) => {
+                    for (order_id, reached) in reached {
+                        self.reached(order_id, reached);
                     }
                     failing = false;
                     sleep(INTERVAL.max(asked.elapsed() * SHARE)).await;
                 }
                 Err(error) => {
                     if !failing {
-                        tracing::warn!(error = %chain(&error), "versions of awaited orders cannot be read");
+                        tracing::warn!(error = %chain(&error), "how far awaited orders are cannot be read");
                     }
                     failing = true;
                     sleep(AFTER_FAILURE).await;
@@ -161,14 +162,23 @@ impl Waits {
 pub struct Waiter {
     waits: Arc<Waits>,
     order_id: Uuid,
-    reached: watch::Receiver<i64>,
+    reached: watch::Receiver<Reached>,
 }
 
 impl Waiter {
-    /// Waits until the view is known to have reached a version above `version`. Does not end otherwise.
-    pub async fn beyond(&mut self, version: i64) {
+    /// Waits until the view is known to have reached this version of the order. Does not end otherwise.
+    pub async fn order(&mut self, version: i64) {
+        self.until(|reached| reached.order >= version).await;
+    }
+
+    /// Waits until the view is known to be further than this by any source. Does not end otherwise.
+    pub async fn beyond(&mut self, seen: Reached) {
+        self.until(|reached| reached.is_beyond(seen)).await;
+    }
+
+    async fn until(&mut self, enough: impl Fn(&Reached) -> bool) {
         // The sender lives in the registry for as long as this waiter is entered.
-        if self.reached.wait_for(|reached| *reached > version).await.is_err() {
+        if self.reached.wait_for(enough).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -188,18 +198,27 @@ mod tests {
 
     const ORDER: Uuid = Uuid::from_u128(1);
 
+    fn at(order: i64, payments: i64) -> Reached {
+        Reached { order, payments }
+    }
+
     #[tokio::test]
-    async fn waiters_wake_at_their_version() {
+    async fn waiters_wake_at_what_they_wait_for() {
         let waits = Arc::new(Waits::new(10));
         let mut low = waits.enter(ORDER).expect("room");
         let mut high = waits.enter(ORDER).expect("room");
-        waits.reached(ORDER, 2);
-        low.beyond(1).await;
-        assert_eq!(high.beyond(2).now_or_never(), None);
-        waits.reached(ORDER, 1);
-        assert_eq!(high.beyond(2).now_or_never(), None, "it never goes back");
-        waits.reached(ORDER, 3);
-        high.beyond(2).await;
+        waits.reached(ORDER, at(2, 0));
+        low.order(2).await;
+        assert_eq!(high.order(3).now_or_never(), None);
+        waits.reached(ORDER, at(1, 0));
+        assert_eq!(high.order(3).now_or_never(), None, "it never goes back");
+        waits.reached(ORDER, at(3, 0));
+        high.order(3).await;
+        assert_eq!(low.beyond(at(3, 0)).now_or_never(), None);
+        // By another source, from one who does not know the first.
+        waits.reached(ORDER, at(0, 1));
+        low.beyond(at(3, 0)).await;
+        assert_eq!(low.beyond(at(3, 1)).now_or_never(), None);
     }
 
     #[test]

@@ -16,5 +16,6 @@ ALTER TABLE orders ADD COLUMN overdue_at timestamptz,
     ADD CONSTRAINT orders_cancelled_by_check
         CHECK (cancelled_by IN ('user', 'out_of_stock', 'not_paid_in_time', 'payment_failed', 'refund'));
 
--- What is looked for every second: it holds only orders that are not paid yet.
+-- What is looked for every second: it holds only orders that are not paid yet. The price is that a change of status is no longer made
+-- in place.
 CREATE INDEX orders_to_be_paid ON orders (pay_by, order_id) WHERE status = 'pending' AND overdue_at IS NULL;

@@ -155,7 +155,7 @@ async fn a_page_is_one_range_of_an_index() {
         .batch_execute(
             "INSERT INTO order_views \
              SELECT gen_random_uuid(), ('00000000-0000-0000-0000-0000000000' || lpad((n % 20)::text, 2, '0'))::uuid, \
-                    1 + n % 6, '[]', 1, 'EUR', 1, now() - n * interval '1 second', now(), NULL, '', '', '' \
+                    1 + n % 6, '[]', 1, 'EUR', 1, now() - n * interval '1 second', now(), NULL, '', '', '', NULL \
              FROM generate_series(1, 20000) n; \
              ANALYZE order_views;",
         )

@@ -1,29 +1,25 @@
-//! A database, a topic with events of orders, and replicas of the service.
+//! A database, topics with events of orders and payments, and replicas of the service.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use chrono::{DateTime, Utc};
-use contracts::catalogue::order as types;
+use contracts::catalogue::{order as types, payment as payment_types};
 use contracts::shop::common::v1::Money;
 use contracts::shop::order::events::v1 as events;
 use contracts::shop::order::v1::OrderStatus;
 use contracts::shop::orderquery::v1 as wire;
 use contracts::shop::orderquery::v1::order_query_service_client::OrderQueryServiceClient;
+use contracts::shop::payment::events::v1 as payments;
 use envelope::Envelope;
 use local_stack::process::http_get;
+use local_stack::testing::events::{Topic, envelope};
 use local_stack::testing::{self, Database};
 use local_stack::wait;
 use order_query_svc::App;
 use order_query_svc::config::{Config, PREFIX};
 use prost::Message as _;
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord};
 use service::config::{Sources, parse};
 use service::shutdown::BoxError;
 use tokio::task::JoinHandle;
@@ -35,14 +31,17 @@ use uuid::Uuid;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
+/// Of each topic.
+const PARTITIONS: i32 = 6;
+
 pub(crate) type Client = OrderQueryServiceClient<Channel>;
 
 pub(crate) struct Stage {
     pub(crate) database: Database,
-    topic: String,
+    orders: Topic,
+    payments: Topic,
     group: String,
     brokers: String,
-    producer: FutureProducer,
 }
 
 /// An event's type and payload.
@@ -54,32 +53,15 @@ impl Stage {
     }
 
     pub(crate) async fn on(postgres_url: &str) -> Self {
-        let database = Database::create_on(postgres_url, "order-query-2026-02-02-000001", migrate).await;
-        let topic = testing::unique("events.order");
+        let database = Database::create_on(postgres_url, "order-query-2026-02-02-000002", migrate).await;
         let brokers = testing::kafka_brokers();
-        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-            .set("bootstrap.servers", &brokers)
-            .create()
-            .unwrap();
-        let new = NewTopic::new(&topic, 6, TopicReplication::Fixed(1));
-        admin
-            .create_topics([&new], &AdminOptions::new())
-            .await
-            .unwrap()
-            .remove(0)
-            .unwrap();
-        let producer = ClientConfig::new()
-            .set("bootstrap.servers", &brokers)
-            .set("partitioner", "murmur2_random")
-            .set("linger.ms", "0")
-            .create()
-            .unwrap();
+        let topic = async |prefix| Topic::create(&brokers, prefix, PARTITIONS).await.unwrap();
         Self {
             database,
-            topic,
+            orders: topic("events.order").await,
+            payments: topic("events.payment").await,
             group: testing::unique("order-query"),
             brokers,
-            producer,
         }
     }
 
@@ -90,10 +72,12 @@ impl Stage {
     pub(crate) async fn replica_with(&self, more: &str) -> Replica {
         let toml = format!(
             "grpc.listen = \"127.0.0.1:0\"\ngrpc.shutdown_wait = \"10ms\"\nadmin.listen = \"127.0.0.1:0\"\n\
-             database.url = \"{}\"\nkafka.brokers = \"{}\"\nconsumer.order_topic = \"{}\"\nconsumer.group = \"{}\"\n{more}",
+             database.url = \"{}\"\nkafka.brokers = \"{}\"\nconsumer.order_topic = \"{}\"\n\
+             consumer.payment_topic = \"{}\"\nconsumer.group = \"{}\"\n{more}",
             self.database.url(),
             self.brokers,
-            self.topic,
+            self.orders.name(),
+            self.payments.name(),
             self.group,
         );
         let config = parse(Sources::new(PREFIX).toml(&toml), Config::read).unwrap();
@@ -118,7 +102,7 @@ impl Stage {
         for replica in &replicas {
             replica
                 .shows("partitions", |metrics| {
-                    value(metrics, "consumer_assigned_partitions") == 3.0
+                    value(metrics, "consumer_assigned_partitions") == f64::from(PARTITIONS)
                 })
                 .await;
         }
@@ -126,45 +110,19 @@ impl Stage {
     }
 
     pub(crate) async fn publish(&self, order: Uuid, version: i64, event: Event) {
-        let (event_type, payload) = event;
-        let order = order.to_string();
         let envelope = Envelope {
-            event_id: Uuid::now_v7(),
-            event_type: event_type.into(),
-            source: "/order-svc".into(),
-            entity_type: types::ENTITY_TYPE.into(),
-            entity_id: order.clone(),
-            version,
-            schema_version: 1,
             occurred_at: at(version),
-            content_type: envelope::CONTENT_TYPE_PROTOBUF.into(),
-            data_schema: None,
-            correlation_id: None,
-            causation_id: None,
-            traceparent: None,
-            tracestate: None,
-            outbox_id: None,
-            metadata: BTreeMap::new(),
+            ..envelope(types::ENTITY_TYPE, &order.to_string(), version, event.0)
         };
-        let mut headers = Some(OwnedHeaders::new());
-        envelope.write(|key, value| {
-            headers = headers.take().map(|headers| {
-                headers.insert(Header {
-                    key,
-                    value: Some(value),
-                })
-            });
-        });
-        let record = FutureRecord::to(&self.topic)
-            .key(&order)
-            .payload(&payload)
-            .headers(headers.unwrap());
-        let sent = self
-            .producer
-            .send_result(record)
-            .map_err(|(error, _)| error)
-            .unwrap();
-        sent.await.unwrap().unwrap();
+        self.orders.publish(&envelope, &event.1).await.unwrap();
+    }
+
+    pub(crate) async fn publish_payment(&self, payment: Uuid, version: i64, second: i64, event: Event) {
+        let envelope = Envelope {
+            occurred_at: at(second),
+            ..envelope(payment_types::ENTITY_TYPE, &payment.to_string(), version, event.0)
+        };
+        self.payments.publish(&envelope, &event.1).await.unwrap();
     }
 }
 
@@ -310,10 +268,7 @@ pub(crate) fn placed(user: Uuid, placed_at: i64) -> Event {
             quantity: 3,
             unit_price_minor_units: 250,
         }],
-        total: Some(Money {
-            minor_units: 750,
-            currency_code: "EUR".into(),
-        }),
+        total: price(),
         pay_by: timestamp(at(placed_at + 900)),
         created_at: timestamp(at(placed_at)),
         ..Default::default()
@@ -325,8 +280,61 @@ pub(crate) fn reserved() -> Event {
     (types::RESERVED, events::OrderReserved::default().encode_to_vec())
 }
 
-pub(crate) fn paid() -> Event {
-    (types::PAID, events::OrderPaid::default().encode_to_vec())
+pub(crate) fn overdue() -> Event {
+    (types::OVERDUE, events::OrderOverdue::default().encode_to_vec())
+}
+
+pub(crate) fn paid(payment: Uuid) -> Event {
+    let event = events::OrderPaid {
+        payment_id: payment.to_string(),
+        ..Default::default()
+    };
+    (types::PAID, event.encode_to_vec())
+}
+
+fn price() -> Option<Money> {
+    Some(Money {
+        minor_units: 750,
+        currency_code: "EUR".into(),
+    })
+}
+
+fn visa() -> Option<payments::PaymentMethodSummary> {
+    Some(payments::PaymentMethodSummary {
+        brand: "visa".into(),
+        last_four: "4242".into(),
+    })
+}
+
+pub(crate) fn received(order: Uuid) -> Event {
+    let event = payments::PaymentReceived {
+        order_id: order.to_string(),
+        amount: price(),
+        payment_method: visa(),
+        ..Default::default()
+    };
+    (payment_types::RECEIVED, event.encode_to_vec())
+}
+
+pub(crate) fn failed(order: Uuid, reason: i32, another_try: bool) -> Event {
+    let event = payments::PaymentFailed {
+        order_id: order.to_string(),
+        amount: price(),
+        reason,
+        another_try,
+        ..Default::default()
+    };
+    (payment_types::FAILED, event.encode_to_vec())
+}
+
+pub(crate) fn refunded(order: Uuid) -> Event {
+    let event = payments::PaymentRefunded {
+        order_id: order.to_string(),
+        amount: price(),
+        payment_method: visa(),
+        ..Default::default()
+    };
+    (payment_types::REFUNDED, event.encode_to_vec())
 }
 
 pub(crate) fn confirmed() -> Event {

@@ -11,8 +11,8 @@ use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use crate::stage::{
-    LIMIT, Replica, Stage, assert_bad_field, assert_refused, at, cancelled, completed, confirmed, paid,
-    placed, reserved, shipped, status_of,
+    LIMIT, Replica, Stage, assert_bad_field, assert_refused, at, cancelled, completed, confirmed, overdue,
+    paid, placed, reserved, shipped, status_of,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,7 +23,8 @@ async fn a_view_follows_every_event_of_its_order() {
     let way = [
         (placed(user, 1), OrderStatus::Pending),
         (reserved(), OrderStatus::Pending),
-        (paid(), OrderStatus::Paid),
+        (overdue(), OrderStatus::Pending),
+        (paid(Uuid::now_v7()), OrderStatus::Paid),
         (confirmed(), OrderStatus::Confirmed),
         (("order.of.the.future", b"\xff".to_vec()), OrderStatus::Confirmed),
         (shipped(), OrderStatus::Shipped),

@@ -7,7 +7,8 @@ use tonic::{Code, Status, Streaming};
 use uuid::Uuid;
 
 use crate::stage::{
-    LIMIT, Stage, assert_refused, cancelled, completed, confirmed, paid, placed, reserved, shipped, status_of,
+    LIMIT, Stage, assert_refused, cancelled, completed, confirmed, overdue, paid, placed, reserved, shipped,
+    status_of,
 };
 
 async fn next(stream: &mut Streaming<wire::WatchOrderResponse>) -> Option<Result<wire::OrderView, Status>> {
@@ -30,7 +31,14 @@ async fn every_change_is_seen_from_every_replica_until_the_end() {
         assert_eq!(next(&mut stream).await.unwrap().unwrap().version, 1, "at once");
         streams.push(stream);
     }
-    let way = [reserved(), paid(), confirmed(), shipped(), completed()];
+    let way = [
+        reserved(),
+        overdue(),
+        paid(Uuid::now_v7()),
+        confirmed(),
+        shipped(),
+        completed(),
+    ];
     for (version, event) in (2..).zip(way) {
         stage.publish(order, version, event).await;
         for stream in &mut streams {

@@ -1,0 +1,2 @@
+ALTER TABLE order_views DROP COLUMN payment_id;
+DROP TABLE order_payments;
