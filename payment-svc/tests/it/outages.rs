@@ -1,0 +1,118 @@
+//! The provider killed, frozen, or not letting us in: payments wait, and are settled when it is back.
+
+use std::time::Duration;
+
+use crate::common::*;
+use local_stack::cards;
+use local_stack::process::http_get;
+use local_stack::wait;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_provider_is_killed_and_frozen() {
+    let mut stage = Stage::new().await;
+    let replica = stage.replica().await;
+    for freeze in [false, true] {
+        let mut orders = Vec::new();
+        // Methods are kept before, so that payments can begin while the provider is away.
+        for _ in 0..5 {
+            let order = Order::new();
+            let method = replica.client.method(order.user, cards::VISA).await;
+            orders.push((order, method));
+        }
+        if freeze {
+            stage.sandbox.pause().expect("frozen");
+        } else {
+            stage.sandbox.kill().expect("killed");
+        }
+        for (order, method) in &orders {
+            stage.publish_placed(order, Some(method)).await;
+        }
+        // Somebody pays by himself: pending, and no error.
+        let (order, method) = &orders[0];
+        stage.until_payments(order, &["pending"]).await;
+        let by_hand = order.pay(contracts::shop::payment::v1::process_payment_request::Method::PaymentMethodId(
+            method.clone(),
+        ));
+        let status = replica.client.pay(by_hand).await.expect_err("under way");
+        check_status(&status, tonic::Code::FailedPrecondition, "PAYMENT_IN_PROGRESS");
+        let other = stage.known_order().await;
+        let status = replica
+            .client
+            .pay_within(other.pay_by_card(cards::VISA), Duration::from_secs(5))
+            .await
+            .expect_err("no provider");
+        check_status(&status, tonic::Code::Unavailable, "PROVIDER_UNAVAILABLE");
+        for (order, _) in &orders {
+            let tried = "SELECT delays > 1 FROM payments WHERE order_id = $1";
+            stage.until("it was tried", tried, order.id).await;
+        }
+        if freeze {
+            stage.sandbox.resume().expect("resumed");
+        } else {
+            stage.sandbox.start().await.expect("started again");
+        }
+        for (order, _) in &orders {
+            stage.until_payments(order, &["received"]).await;
+            assert_eq!(stage.ledger(order).await, (1, 0), "freeze: {freeze}");
+        }
+    }
+    stage.is_right().await;
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_not_accepted_fails_no_payment() {
+    let stage = Stage::new().await;
+    let outside = stage.replica_with(&[("provider.secret_key", "sk_test_wrong")]).await;
+    let inside = stage.replica().await;
+    let order = stage.known_order().await;
+    let method = inside.client.method(order.user, cards::VISA).await;
+    inside.stop().await;
+    let request = order.pay(contracts::shop::payment::v1::process_payment_request::Method::PaymentMethodId(method));
+    let pending = outside
+        .client
+        .pay_within(request, Duration::from_secs(1))
+        .await
+        .expect("an answer");
+    assert_eq!(pending.status(), PaymentStatus::Pending);
+    wait::until("readiness tells", LIMIT, || async {
+        let (status, body) = http_get(outside.admin, "/readyz").await?;
+        Ok((status == 503 && body.contains("provider")).then_some(()))
+    })
+    .await
+    .expect("not ready");
+    outside.stop().await;
+    let inside = stage.replica().await;
+    stage.until_payments(&order, &["received"]).await;
+    stage.is_right().await;
+    inside.stop().await;
+}
+
+/// Metrics say what is going on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pending_shows() {
+    let mut stage = Stage::new().await;
+    let replica = stage.replica().await;
+    let order = stage.known_order().await;
+    let method = replica.client.method(order.user, cards::VISA).await;
+    stage.sandbox.kill().expect("killed");
+    stage.publish_placed(&Order { id: uuid::Uuid::new_v4(), ..order }, Some(&method)).await;
+    let shows = async |what: &'static str, holds: fn(&str) -> bool| {
+        wait::until(what, LIMIT, || async {
+            let (_, metrics) = http_get(replica.admin, "/metrics").await?;
+            Ok(metrics.lines().any(holds).then_some(()))
+        })
+        .await
+        .expect(what);
+    };
+    shows("one is pending", |line| line == "payments_pending 1").await;
+    shows("its age grows", |line| {
+        line.strip_prefix("oldest_pending_age_seconds ")
+            .is_some_and(|age| age.parse::<f64>().is_ok_and(|age| age > 0.0))
+    })
+    .await;
+    stage.sandbox.start().await.expect("started again");
+    shows("none is pending", |line| line == "payments_pending 0").await;
+    shows("one was received", |line| line == "payments_total{status=\"received\"} 1").await;
+    replica.stop().await;
+}
