@@ -62,10 +62,14 @@ impl Databases {
         Ok(Self(clients))
     }
 
-    async fn query(&self, database: &str, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+    /// The connection to a database.
+    pub(crate) fn client(&self, database: &str) -> Result<&Client> {
         let client = self.0.get(database);
-        let client = client.with_context(|| format!("there is no database {database}"))?;
-        bounded(client.query(sql, parameters))
+        client.with_context(|| format!("there is no database {database}"))
+    }
+
+    async fn query(&self, database: &str, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        bounded(self.client(database)?.query(sql, parameters))
             .await
             .with_context(|| format!("in the database {database}"))
     }

@@ -9,6 +9,7 @@
     reason = "a command line tool talks to its terminal"
 )]
 
+mod collect;
 mod databases;
 mod journey;
 mod ledger;
@@ -18,6 +19,7 @@ mod plan;
 mod reconcile;
 mod rpc;
 mod run;
+mod scan;
 mod settle;
 mod topic;
 
@@ -42,6 +44,10 @@ enum Command {
     Run(run::Options),
     /// Shows one order's journey
     Order(journey::Options),
+    /// Looks for card data in everything that a run has left
+    Scan(scan::Options),
+    /// Takes the spans that processes export and keeps them
+    Collect(collect::Options),
 }
 
 /// Where everything is.
@@ -57,6 +63,8 @@ async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(options) => run::run(options).await,
         Command::Order(options) => journey::show(options).await,
+        Command::Scan(options) => scan::run(options).await,
+        Command::Collect(options) => collect::run(options).await,
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -166,6 +166,17 @@ impl Load {
             .collect();
         Self { orders, invalid }
     }
+
+    /// The numbers of all cards that are used.
+    pub(crate) fn card_numbers(&self) -> impl Iterator<Item = &str> {
+        let tries = self.orders.iter().flat_map(|order| match &order.pay {
+            Pay::Never => Vec::new(),
+            Pay::WithOrder(first, rest) => [first].into_iter().chain(rest).collect(),
+            Pay::ByCall(tries) => tries.iter().collect(),
+            Pay::TwiceAtOnce(first, second) => [first].into_iter().chain(second).collect(),
+        });
+        tries.map(|attempt| attempt.card.number.as_str())
+    }
 }
 
 fn order(rng: &mut StdRng, users: &[Uuid], products: &[Uuid]) -> Order {

@@ -30,6 +30,9 @@ const PAY_WITHIN: &str = "12s";
 /// How long payment-svc waits for the provider, which hangs now and then on purpose.
 const PROVIDER_TIMEOUT: &str = "2s";
 
+const PAYMENT_LEASE: &str = "4s";
+const PAYMENT_RETRY: &str = "2s";
+
 const COLLECTOR_LIMIT: Duration = Duration::from_secs(20);
 const SCAN_LIMIT: Duration = Duration::from_secs(300);
 
@@ -119,6 +122,9 @@ async fn in_folder(options: &Options, folder: &Path) -> Result<Report> {
     let mut plan = Plan::new(folder, postgres.url("postgres"), kafka.brokers(), None)?
         .set(ORDER_SVC, "orders.pay_within", PAY_WITHIN)
         .set(PAYMENT_SVC, "provider.timeout", PROVIDER_TIMEOUT)
+        // Whoever is killed in the middle of a payment keeps others from it for so long.
+        .set(PAYMENT_SVC, "payments.lease", PAYMENT_LEASE)
+        .set(PAYMENT_SVC, "payments.retry_longest", PAYMENT_RETRY)
         .set_for_all("telemetry.otlp_endpoint", &collector.url);
     if options.chaos {
         plan = plan.relay_lease(CHAOS_LEASE);
