@@ -1,0 +1,359 @@
+//! The saga over money, across processes: two instances of everything that consumes, the real relay, a provider with a ledger of
+//! its own. What is done to them here has one outcome: who paid gets his order or his money back, once.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use contracts::shop::order::v1::order_service_client::OrderServiceClient;
+use contracts::shop::order::v1::{CancelOrderRequest, Order, OrderItem, PlaceOrderRequest};
+use contracts::shop::payment::v1::payment_service_client::PaymentServiceClient;
+use contracts::shop::payment::v1::process_payment_request::Method;
+use contracts::shop::payment::v1::{Card, Payment, PaymentStatus, ProcessPaymentRequest};
+use local_stack::kafka::Kafka;
+use local_stack::postgres::Postgres;
+use local_stack::process::http_get;
+use local_stack::shop::{ORDER_SVC, OUTBOX_RELAY, PAYMENT_SVC, Plan, Shop};
+use local_stack::testing::{Folder, private_kafka, private_postgres};
+use local_stack::{cards, wait};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tests::{PATIENCE, databases, say, seed, shop};
+use tokio::task::JoinSet;
+use tokio_postgres::{Client, NoTls};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::StatusExt as _;
+use uuid::Uuid;
+
+/// Of a call that is expected to be answered.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A shop of its own, on servers of its own.
+struct Stage {
+    // Dropped in this order.
+    shop: Shop,
+    plan: Plan,
+    kafka: Kafka,
+    postgres: Postgres,
+}
+
+impl Stage {
+    /// With so long to pay.
+    async fn start(folder: &Folder, pay_within: &str) -> Result<Self> {
+        let (postgres, kafka) = tokio::try_join!(private_postgres(folder), private_kafka(folder))?;
+        let plan = Plan::new(folder.path(), postgres.url("postgres"), kafka.brokers(), None)?
+            .set(ORDER_SVC, "orders.pay_within", pay_within)
+            .relay_lease(Duration::from_secs(1));
+        plan.create_databases().await?;
+        tokio::try_join!(plan.migrate(), plan.create_topics())?;
+        let shop = plan.start().await?;
+        shop.consumers_settled().await?;
+        Ok(Self {
+            shop,
+            plan,
+            kafka,
+            postgres,
+        })
+    }
+
+    async fn database(&self, name: &str) -> Result<Client> {
+        let (client, connection) = tokio_postgres::connect(&self.plan.database_url(name), NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// Clients of the instances in turn.
+    fn orders(&self, turn: usize) -> Result<OrderServiceClient<Channel>> {
+        let process = self.shop.of(ORDER_SVC).nth(turn % 2).context("two instances")?;
+        shop::order_client(process)
+    }
+
+    fn payments(&self, turn: usize) -> Result<PaymentServiceClient<Channel>> {
+        let process = self.shop.of(PAYMENT_SVC).nth(turn % 2).context("two instances")?;
+        Ok(PaymentServiceClient::new(shop::channel(process)?))
+    }
+
+    async fn place(&self, turn: usize) -> Result<Order> {
+        let request = PlaceOrderRequest {
+            request_id: Uuid::new_v4().to_string(),
+            user_id: Uuid::new_v4().to_string(),
+            items: vec![OrderItem {
+                product_id: Uuid::new_v4().to_string(),
+                quantity: 1,
+                unit_price_minor_units: 1000 + turn as i64,
+            }],
+            currency_code: "EUR".to_owned(),
+            ..Default::default()
+        };
+        let answer = self.orders(turn)?.place_order(within(request, DEADLINE)).await?;
+        answer.into_inner().order.context("an order")
+    }
+
+    /// Waits until payment-svc has heard of so many orders.
+    async fn known(&self, count: i64) -> Result<()> {
+        let payments = self.database("payments").await?;
+        wait::until("payment-svc has heard of the orders", PATIENCE, || async {
+            let known = databases::count(&payments, "SELECT count(*) FROM known_orders").await?;
+            Ok((known == count).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until nothing is under way any more: no payment is unfinished, every event is published and has been taken in.
+    async fn quiet(&self) -> Result<()> {
+        let (orders, payments) = (self.database("orders").await?, self.database("payments").await?);
+        wait::until("everything is settled and told", PATIENCE, || async {
+            let unfinished = "SELECT count(*) FROM payments WHERE status IN ('pending', 'refund_pending')";
+            let taken_in = "SELECT coalesce(sum(version), 0)::bigint FROM consumer_marks";
+            let events = "SELECT count(*) FROM events";
+            let settled = databases::count(&payments, unfinished).await? == 0
+                && databases::count(&orders, taken_in).await? == databases::count(&payments, events).await?
+                && databases::count(&payments, taken_in).await? == databases::count(&orders, events).await?;
+            Ok(settled.then_some(()))
+        })
+        .await
+    }
+
+    /// Charges and refunds of the provider, as JSON.
+    async fn ledger(&self) -> Result<serde_json::Value> {
+        let address = self.plan.sandbox_url().trim_start_matches("http://").parse()?;
+        let (status, body) = http_get(address, "/sandbox/ledger").await?;
+        ensure!(status == 200, "the ledger answers {status}");
+        Ok(serde_json::from_str(&body)?)
+    }
+
+    /// Compares the ledgers, rebuilds both databases from their histories, and ends everything.
+    async fn sound(self) -> Result<()> {
+        self.plan.reconcile().await?;
+        self.plan.verify().await?;
+        let Self {
+            shop,
+            mut kafka,
+            mut postgres,
+            ..
+        } = self;
+        shop.stop().await?;
+        kafka.stop().await?;
+        postgres.stop().await
+    }
+}
+
+fn within<T>(message: T, deadline: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(deadline);
+    request
+}
+
+fn payment_of(order: &Order, card: &str) -> ProcessPaymentRequest {
+    ProcessPaymentRequest {
+        request_id: Uuid::new_v4().to_string(),
+        user_id: order.user_id.clone(),
+        order_id: order.order_id.clone(),
+        amount: order.total.clone(),
+        method: Some(Method::Card(Card {
+            number: card.to_owned(),
+            expiry_month: 12,
+            expiry_year: 2040,
+            cvv: "123".to_owned(),
+        })),
+    }
+}
+
+async fn pay(
+    mut client: PaymentServiceClient<Channel>,
+    request: ProcessPaymentRequest,
+    deadline: Duration,
+) -> Result<Payment, Status> {
+    let answer = client.process_payment(within(request, deadline)).await;
+    let payment = answer.map(Response::into_inner)?.payment;
+    payment.ok_or_else(|| Status::internal("no payment in the answer"))
+}
+
+/// How many orders have this status and this reason to be cancelled.
+async fn orders_with(orders: &Client, status: &str, cancelled_by: Option<&str>) -> Result<i64> {
+    let sql = "SELECT count(*) FROM orders WHERE status = $1 AND cancelled_by IS NOT DISTINCT FROM $2";
+    Ok(orders.query_one(sql, &[&status, &cancelled_by]).await?.get(0))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_paid_while_the_broker_was_away_is_not_cancelled() {
+    tests::run("expiry-without-kafka", expire_without_kafka).await;
+}
+
+async fn expire_without_kafka(folder: &Folder) -> Result<()> {
+    const ORDERS: i64 = 20;
+    let mut stage = Stage::start(folder, "15s").await?;
+    let mut placed = Vec::new();
+    for turn in 0..ORDERS as usize {
+        placed.push(stage.place(turn).await?);
+    }
+    stage.known(ORDERS).await?;
+    stage.kafka.kill()?;
+
+    // Every other one is paid. What tells of it waits in payment-svc's outbox.
+    let (paid, unpaid) = placed.split_at(placed.len() / 2);
+    for (turn, order) in paid.iter().enumerate() {
+        let request = payment_of(order, &cards::fine(turn as u64));
+        let payment = pay(stage.payments(turn)?, request, DEADLINE).await?;
+        ensure!(payment.status() == PaymentStatus::Received, "{payment:?}");
+    }
+    // Their time is over for all of them, as far as order-svc can know.
+    let orders = stage.database("orders").await?;
+    wait::until("every order is overdue", PATIENCE, || async {
+        let overdue = "SELECT count(*) FROM events WHERE event_type = 'order.overdue'";
+        Ok((databases::count(&orders, overdue).await? == ORDERS).then_some(()))
+    })
+    .await?;
+    ensure!(
+        orders_with(&orders, "pending", None).await? == ORDERS,
+        "cancelled on no answer"
+    );
+
+    stage.kafka.start().await?;
+    wait::until("every order has its end", PATIENCE, || async {
+        Ok((orders_with(&orders, "pending", None).await? == 0).then_some(()))
+    })
+    .await?;
+    stage.quiet().await?;
+    let not_paid = orders_with(&orders, "cancelled", Some("not_paid_in_time")).await?;
+    ensure!(
+        orders_with(&orders, "paid", None).await? == paid.len() as i64,
+        "who paid has no order"
+    );
+    ensure!(
+        not_paid == unpaid.len() as i64,
+        "{not_paid} of {} were cancelled",
+        unpaid.len()
+    );
+    let ledger = stage.ledger().await?;
+    ensure!(
+        ledger["charges"].as_array().map(Vec::len) == Some(paid.len()),
+        "{ledger}"
+    );
+    ensure!(ledger["refunds"].as_array().map(Vec::len) == Some(0), "{ledger}");
+    stage.sound().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paying_before_the_order_is_heard_of_and_while_it_is_cancelled() {
+    tests::run("paying", async |folder| {
+        let mut stage = Stage::start(folder, "10m").await?;
+        pay_before_it_is_known(&mut stage).await?;
+        cancel_while_paying(&stage).await?;
+        stage.sound().await
+    })
+    .await;
+}
+
+/// The relay is stopped, so order.placed does not arrive.
+async fn pay_before_it_is_known(stage: &mut Stage) -> Result<()> {
+    stage.shop.instance_mut(OUTBOX_RELAY, 0)?.pause()?;
+    let (early, patient) = (stage.place(0).await?, stage.place(1).await?);
+
+    // Whoever has no time is told to come again, with the same request_id.
+    let request = payment_of(&early, &cards::fine(100));
+    let refused = pay(stage.payments(0)?, request.clone(), Duration::from_secs(1)).await;
+    let status = refused.err().context("nobody can know of the order yet")?;
+    ensure!(status.code() == Code::Unavailable, "{status:?}");
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    ensure!(reason.as_deref() == Some("ORDER_NOT_KNOWN_YET"), "{status:?}");
+    ensure!(status.get_details_retry_info().is_some(), "{status:?}");
+
+    // Whoever waits is answered once it has arrived, on either instance.
+    let waiting = tokio::spawn(pay(
+        stage.payments(1)?,
+        payment_of(&patient, &cards::fine(101)),
+        DEADLINE,
+    ));
+    stage.shop.instance_mut(OUTBOX_RELAY, 0)?.resume()?;
+    let payment = waiting.await??;
+    ensure!(payment.status() == PaymentStatus::Received, "{payment:?}");
+    let again = pay(stage.payments(1)?, request, DEADLINE).await?;
+    ensure!(again.status() == PaymentStatus::Received, "{again:?}");
+    stage.quiet().await
+}
+
+/// One cancels and one pays, at once, in whatever order it comes: the order is cancelled, and no money is kept.
+async fn cancel_while_paying(stage: &Stage) -> Result<()> {
+    const ORDERS: usize = 60;
+    let mut rng = StdRng::seed_from_u64(seed("cancel_while_paying"));
+    let mut placed = Vec::new();
+    for turn in 0..ORDERS {
+        placed.push(stage.place(turn).await?);
+    }
+    let mut all: JoinSet<Result<()>> = JoinSet::new();
+    for (turn, order) in placed.iter().enumerate() {
+        let card = match turn % 4 {
+            0 => cards::fault(cards::Fault::Slow, cards::Fault::None, turn as u16),
+            1 => cards::fault(cards::Fault::ErrorAfter, cards::Fault::ErrorAfter, turn as u16),
+            _ => cards::fine(1000 + turn as u64),
+        };
+        let paying = pay(stage.payments(turn)?, payment_of(order, &card), DEADLINE);
+        // The moment is the point here: somewhere before, between and behind the steps of the payment.
+        let moment = Duration::from_micros(rng.random_range(0..40_000));
+        let request = CancelOrderRequest {
+            request_id: Uuid::new_v4().to_string(),
+            user_id: order.user_id.clone(),
+            order_id: order.order_id.clone(),
+            reason: "changed my mind".to_owned(),
+            expected_version: 0,
+        };
+        let mut orders = stage.orders(turn)?;
+        all.spawn(async move {
+            match paying.await {
+                Ok(_) => Ok(()),
+                Err(status) if status.code() == Code::FailedPrecondition => Ok(()),
+                Err(status) => Err(status.into()),
+            }
+        });
+        all.spawn(async move {
+            tokio::time::sleep(moment).await;
+            orders.cancel_order(within(request, DEADLINE)).await?;
+            Ok(())
+        });
+    }
+    while let Some(ended) = all.join_next().await {
+        ended??;
+    }
+    stage.quiet().await?;
+
+    let ids: Vec<String> = placed.iter().map(|order| order.order_id.clone()).collect();
+    let orders = stage.database("orders").await?;
+    let kept = "SELECT count(*) FROM orders WHERE order_id::text = ANY($1) AND status <> 'cancelled'";
+    ensure!(
+        orders.query_one(kept, &[&ids]).await?.get::<_, i64>(0) == 0,
+        "an order is not cancelled"
+    );
+    let payments = stage.database("payments").await?;
+    let sql = "SELECT status, count(*) FROM payments WHERE order_id::text = ANY($1) GROUP BY status ORDER BY status";
+    let ends: Vec<(String, i64)> = payments
+        .query(sql, &[&ids])
+        .await?
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    say(&format!("cancelled while paying: {ends:?}"));
+    ensure!(
+        ends.iter()
+            .all(|(status, _)| ["failed", "refunded"].contains(&status.as_str())),
+        "money was kept: {ends:?}"
+    );
+    let ledger = stage.ledger().await?;
+    let of_these = |key: &str| -> Vec<&str> {
+        let entries = ledger[key].as_array().map_or(&[][..], Vec::as_slice);
+        let mut orders: Vec<&str> = entries
+            .iter()
+            .filter_map(|entry| entry["order_id"].as_str())
+            .filter(|id| ids.iter().any(|known| known == id))
+            .collect();
+        orders.sort_unstable();
+        orders
+    };
+    let charged = of_these("charges");
+    ensure!(
+        charged.windows(2).all(|pair| pair[0] != pair[1]),
+        "an order was charged twice"
+    );
+    ensure!(charged == of_these("refunds"), "charges are not refunds");
+    Ok(())
+}
