@@ -1,7 +1,7 @@
 //! What the machine must have: what each thing is for, whether it is there, and how it gets there.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -217,6 +217,46 @@ fn available(packages: &'static [&'static str]) -> &'static str {
         })
     };
     packages.iter().find(known).unwrap_or(&packages[0])
+}
+
+/// The version of stripe-mock that holds the description of Stripe's API to which payment-svc is pinned.
+const STRIPE_MOCK: &str = "v0.203.0";
+
+/// The executable of stripe-mock, which checks requests against Stripe's own description of its API. Built with Go, once per
+/// target directory.
+pub fn stripe_mock() -> Result<PathBuf> {
+    let folder = paths::target_dir()?.join(format!("tools/stripe-mock-{STRIPE_MOCK}"));
+    let executable = folder.join("stripe-mock");
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    // Several tests may want it at once.
+    let lock = std::fs::File::create(folder.join("lock"))?;
+    lock.lock().context("cannot lock the folder of stripe-mock")?;
+    if executable.is_file() {
+        return Ok(executable);
+    }
+    let go = paths::on_path("go")
+        .or_else(|| Some(PathBuf::from("/usr/local/go/bin/go")).filter(|path| path.is_file()))
+        .context(
+            "stripe-mock is built with Go 1.21 or newer, which is not installed: see https://go.dev/dl, or apt-get install \
+             golang-go where that is new enough (Debian 13, Ubuntu 24.04)",
+        )?;
+    let incomplete = folder.join("incomplete");
+    let output = Command::new(go)
+        .arg("install")
+        .arg(format!("github.com/stripe/stripe-mock@{STRIPE_MOCK}"))
+        .env("GOBIN", &incomplete)
+        .stdin(Stdio::null())
+        .output()
+        .context("Go did not start")?;
+    if !output.status.success() {
+        bail!(
+            "Go could not build stripe-mock (is it 1.21 or newer, and is the Go module proxy, or the one that GOPROXY names, \
+             reachable?):\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    std::fs::rename(incomplete.join("stripe-mock"), &executable)?;
+    Ok(executable)
 }
 
 fn show(path: Option<impl AsRef<Path>>) -> Option<String> {
