@@ -21,7 +21,10 @@ pub const PARTITIONS: i32 = 6;
 pub struct Shop {
     pub orders: Database,
     pub order_query: Database,
+    /// Events of orders.
     pub topic: String,
+    /// Events of payments.
+    pub payment_topic: String,
     /// The group of order-query-svc.
     pub group: String,
     pub brokers: String,
@@ -41,21 +44,26 @@ impl Shop {
             orders: database(postgres_url, "order-svc", &folder).await?,
             order_query: database(postgres_url, "order-query-svc", &folder).await?,
             topic: testing::unique("events.order"),
+            payment_topic: testing::unique("events.payment"),
             group: testing::unique("order-query-svc"),
             brokers: brokers.to_owned(),
             folder,
         };
-        let topic = format!("{}={PARTITIONS}", shop.topic);
-        shop.outbox_relay()
-            .arg("create-topics")
-            .arg(topic)
-            .run_to_end()
-            .await?;
+        let mut create = shop.outbox_relay().arg("create-topics");
+        for topic in [&shop.topic, &shop.payment_topic] {
+            create = create.arg(format!("{topic}={PARTITIONS}"));
+        }
+        create.run_to_end().await?;
         Ok(shop)
     }
 
     pub fn order_svc(&self) -> Builder {
-        Process::builder("order-svc", &self.folder).set("database.url", self.orders.url())
+        Process::builder("order-svc", &self.folder)
+            .set("database.url", self.orders.url())
+            .set("kafka.brokers", &self.brokers)
+            .set("consumer.payment_topic", &self.payment_topic)
+            // The topic is this test's own, so the group is as well.
+            .set("consumer.group", format!("order-svc {}", self.payment_topic))
     }
 
     /// A lease is short: whoever follows a relay that was killed has to wait for it.
@@ -76,6 +84,7 @@ impl Shop {
             .set("database.url", self.order_query.url())
             .set("kafka.brokers", &self.brokers)
             .set("consumer.order_topic", &self.topic)
+            .set("consumer.payment_topic", &self.payment_topic)
             .set("consumer.group", &self.group)
     }
 
@@ -109,7 +118,7 @@ async fn database(server_url: &str, binary: &str, folder: &Path) -> Result<Datab
         Process::builder(binary, folder)
             .set("database.url", url)
             // It asks for this whatever it does, and does not connect to migrate.
-            .env("ORDER_QUERY_SVC_KAFKA__BROKERS", "127.0.0.1:1")
+            .set("kafka.brokers", "127.0.0.1:1")
             .arg("migrate")
             .run_to_end()
             .await
