@@ -72,8 +72,8 @@ mod tests {
             ("UGX", 1299, Some(129_900)),
             ("ISK", i64::MAX, None),
             // Without decimals at Stripe only.
-            ("MGA", 1_299_00, Some(1_299)),
-            ("MGA", 1_299_20, None),
+            ("MGA", 129_900, Some(1_299)),
+            ("MGA", 129_920, None),
             // With three.
             ("KWD", 1_290, Some(1_290)),
             ("KWD", 1_299, None),
