@@ -24,13 +24,16 @@ use crate::domain::{
 };
 use crate::facts::Facts;
 use crate::failpoints::{self, pass};
-use crate::provider::{CallError, Card, Decline, DeclineReason, Provider};
+use crate::provider::{CallError, Card, Decline, DeclineReason, Provider, UnknownOutcome};
 use crate::store::{self, Cause, Due, Fact, KnownMethod, Lock, StoreError};
 use crate::waits::Waits;
 
 /// Part of a call's time that is kept for the answer, and its bounds.
 const ANSWER_SHARE: u32 = 10;
 const ANSWER_TIME: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+
+/// Pause while the provider is busy with the same card for the same request.
+const TOKEN_PAUSE: Duration = Duration::from_millis(50);
 
 /// What someone who asks does not get to know: whether it is someone else's, or not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -169,28 +172,20 @@ impl Payments {
     /// [`CommandError`]
     pub async fn pay(&self, deadline: Deadline, command: Pay) -> Result<Payment, CommandError> {
         let answer_by = answer_by(deadline);
-        let repeat: Option<proto::ProcessPaymentResponse> =
-            self.find_response(deadline, &command.request).await?;
-        if let Some(response) = repeat {
-            return self
-                .settled(paid_by(&response)?, answer_by, Status::Pending)
-                .await;
+        if let Some(id) = self.repeated(deadline, &command.request).await? {
+            return self.settled(id, answer_by, Status::Pending).await;
         }
         let order = self.known_order(&command, answer_by, deadline).await?;
-        let method_id = match &command.by {
-            PayBy::Kept(id) => *id,
-            PayBy::Card(card) => {
-                // A card is not handed on for nothing. What counts is looked at again under the lock.
-                self.db
-                    .read(deadline, &(&order, command.amount), |conn, &(order, amount)| {
-                        Box::pin(may_start(conn, order, amount))
-                    })
-                    .await?;
-                let known = self
-                    .tokenise(deadline, command.user_id, &command.request, "payment", card)
-                    .await?;
-                self.keep(deadline, known).await?.method.id
+        let method_id = match self.method_of(deadline, &command, &order).await {
+            Ok(id) => id,
+            // What stands in the way may be this very request, which came twice at once.
+            Err(CommandError::NotStarted(refusal)) => {
+                return match self.repeated(deadline, &command.request).await? {
+                    Some(id) => self.settled(id, answer_by, Status::Pending).await,
+                    None => Err(refusal.into()),
+                };
             }
+            Err(error) => return Err(error),
         };
         // Chosen here, so that it stays the same when the transaction has to be begun again.
         let start = Start {
@@ -323,6 +318,39 @@ impl Payments {
         }
     }
 
+    /// The payment that a request has started, if it came before.
+    async fn repeated(
+        &self,
+        deadline: Deadline,
+        request: &RequestKey,
+    ) -> Result<Option<PaymentId>, CommandError> {
+        let response: Option<proto::ProcessPaymentResponse> = self.find_response(deadline, request).await?;
+        response.as_ref().map(paid_by).transpose()
+    }
+
+    /// What to pay by; a card is handed to the provider.
+    async fn method_of(
+        &self,
+        deadline: Deadline,
+        command: &Pay,
+        order: &KnownOrder,
+    ) -> Result<PaymentMethodId, CommandError> {
+        let card = match &command.by {
+            PayBy::Kept(id) => return Ok(*id),
+            PayBy::Card(card) => card,
+        };
+        // It is not handed on for nothing. What counts is looked at again under the lock.
+        self.db
+            .read(deadline, &(order, command.amount), |conn, &(order, amount)| {
+                Box::pin(may_start(conn, order, amount))
+            })
+            .await?;
+        let known = self
+            .tokenise(deadline, command.user_id, &command.request, "payment", card)
+            .await?;
+        Ok(self.keep(deadline, known).await?.method.id)
+    }
+
     /// The order, waited for if it is not known yet.
     async fn known_order(
         &self,
@@ -392,7 +420,17 @@ impl Payments {
         card: &Card,
     ) -> Result<KnownMethod, CommandError> {
         let key = format!("{user_id}-{what}-{}", request.request_id());
-        let call = self.provider.create_method(&key, card);
+        let call = async {
+            loop {
+                match self.provider.create_method(&key, card).await {
+                    // The same request came twice at once: the other one's answer is this one's.
+                    Err(CallError::Unknown(UnknownOutcome::Status { status: 409, .. })) => {
+                        tokio::time::sleep(TOKEN_PAUSE).await;
+                    }
+                    answer => return answer,
+                }
+            }
+        };
         let answer = tokio::time::timeout_at(deadline.at(), call)
             .await
             .map_err(|_| DbError::DeadlinePassed)?;

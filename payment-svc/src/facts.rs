@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use prometheus::{IntCounterVec, Opts, Registry};
 
+use crate::domain::Status;
 use crate::store::{self, Fact};
 use crate::waits::Waits;
 
@@ -21,6 +22,10 @@ impl Facts {
         let opts = Opts::new("payments_total", "Payments that have come to this status.");
         let total = IntCounterVec::new(opts, &["status"])?;
         registry.register(Box::new(total.clone()))?;
+        // From zero, so that the first of them is seen to rise.
+        for status in Status::ALL {
+            total.with_label_values(&[status.name()]);
+        }
         Ok(Self { total, waits })
     }
 

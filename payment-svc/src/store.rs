@@ -16,8 +16,8 @@ pub use methods::{KnownMethod, find_method, find_methods, keep_method};
 pub use orders::{close_order, load_order, lock_orders, save_orders};
 pub(crate) use payments::PaymentRow;
 pub use payments::{
-    Cause, Due, Fact, Stored, Unfinished, Work, claim_due, decode, hurry, live_payments, load_payment,
-    of_intents, payments_after, reschedule, save, start_all, unfinished,
+    CLAIM_DUE, Cause, Due, Fact, Stored, Unfinished, Work, claim_due, decode, hurry, live_payments,
+    load_payment, of_intents, payments_after, reschedule, save, start_all, unfinished,
 };
 
 mod methods;
@@ -32,6 +32,9 @@ pub const ENTITY_TYPE: &str = contracts::catalogue::payment::ENTITY_TYPE;
 
 /// The source in the envelopes of this service's events.
 const SOURCE: &str = "/payment-svc";
+
+/// Rows that one statement inserts: PostgreSQL takes 65,535 parameters.
+const MAX_ROWS: usize = 1000;
 
 mod schema {
     diesel::table! {

@@ -20,6 +20,17 @@ pub enum Status {
     Refunded,
 }
 
+impl Status {
+    /// Every one.
+    pub const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::Received,
+        Self::Failed,
+        Self::RefundPending,
+        Self::Refunded,
+    ];
+}
+
 /// Why money was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {

@@ -70,18 +70,10 @@ fn with_status(status: Status) -> Payment {
     made.expect("possible").into_payment()
 }
 
-const STATUSES: [Status; 5] = [
-    Status::Pending,
-    Status::Received,
-    Status::Failed,
-    Status::RefundPending,
-    Status::Refunded,
-];
-
 #[test]
 fn only_what_may_happen_happens() {
     use Status::{Failed, Pending, Received, RefundPending, Refunded};
-    for status in STATUSES {
+    for status in Status::ALL {
         let payment = with_status(status);
         let then = |command| {
             Change::of(payment.clone())
@@ -415,6 +407,11 @@ impl World {
         self.clock += 1;
         let turn = take_turn(self.payment.clone(), &self.order, seen, made, at(self.clock));
         let turn = turn.expect("the module is right");
+        match &turn.step {
+            Step::Confirm => assert!(!self.order.cancelled, "nobody wants it"),
+            Step::Fail(failure) => assert!(!(self.order.closed && failure.another_try), "no more is taken"),
+            _ => {}
+        }
         self.order.closed |= turn.closes_order;
         self.tries += u32::from(turn.needs_new_key);
         self.events.extend(turn.change.events().iter().cloned());

@@ -10,7 +10,7 @@ use money::{Currency, Money};
 use uuid::Uuid;
 
 use super::schema::known_orders;
-use super::{Lock, StoreError};
+use super::{Lock, MAX_ROWS, StoreError};
 use crate::domain::{KnownOrder, OrderId, PaymentMethodId, UserId};
 
 /// The order, if it is known.
@@ -54,19 +54,21 @@ pub async fn lock_orders(
 /// # Errors
 /// Whatever PostgreSQL says.
 pub async fn save_orders(conn: &mut AsyncPgConnection, orders: &[KnownOrder]) -> Result<(), StoreError> {
-    let rows: Vec<OrderRow> = orders.iter().map(OrderRow::from).collect();
-    diesel::insert_into(known_orders::table)
-        .values(&rows)
-        .on_conflict(known_orders::order_id)
-        .do_update()
-        .set((
-            known_orders::reserved.eq(excluded(known_orders::reserved)),
-            known_orders::closed.eq(excluded(known_orders::closed)),
-            known_orders::cancelled.eq(excluded(known_orders::cancelled)),
-            known_orders::version.eq(excluded(known_orders::version)),
-        ))
-        .execute(conn)
-        .await?;
+    for orders in orders.chunks(MAX_ROWS) {
+        let rows: Vec<OrderRow> = orders.iter().map(OrderRow::from).collect();
+        diesel::insert_into(known_orders::table)
+            .values(&rows)
+            .on_conflict(known_orders::order_id)
+            .do_update()
+            .set((
+                known_orders::reserved.eq(excluded(known_orders::reserved)),
+                known_orders::closed.eq(excluded(known_orders::closed)),
+                known_orders::cancelled.eq(excluded(known_orders::cancelled)),
+                known_orders::version.eq(excluded(known_orders::version)),
+            ))
+            .execute(conn)
+            .await?;
+    }
     Ok(())
 }
 

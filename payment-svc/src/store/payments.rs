@@ -16,7 +16,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::schema::{due_in, payments};
-use super::{ENTITY_TYPE, Lock, SOURCE, StoreError};
+use super::{ENTITY_TYPE, Lock, MAX_ROWS, SOURCE, StoreError};
 use crate::codec;
 use crate::domain::{
     CardSummary, Change, Event, Failure, Method, OrderId, Payment, PaymentId, PaymentMethodId, Reason,
@@ -183,26 +183,25 @@ pub async fn save(
 /// Writes payments that have just been started, due at once, in the caller's transaction, which has locked their orders' rows.
 ///
 /// # Errors
-/// As [`save`].
+/// Whatever PostgreSQL says.
 pub async fn start_all(
     conn: &mut AsyncPgConnection,
     started: &[(Change, Cause)],
 ) -> Result<Vec<Fact>, StoreError> {
-    let Some((first, _)) = started.first() else {
-        return Ok(Vec::new());
-    };
-    let rows: Vec<_> = started
-        .iter()
-        .map(|(change, cause)| {
-            let due = payments::next_step_at.eq(due_in(Some(0.0)));
-            (PaymentRow::from(change.payment()), WorkRow::new(cause), due)
-        })
-        .collect();
-    diesel::insert_into(payments::table)
-        .values(rows)
-        .execute(conn)
-        .await
-        .map_err(|error| refused(error, first.payment().id))?;
+    for started in started.chunks(MAX_ROWS) {
+        let rows: Vec<_> = started
+            .iter()
+            .map(|(change, cause)| {
+                let due = payments::next_step_at.eq(due_in(Some(0.0)));
+                (PaymentRow::from(change.payment()), WorkRow::new(cause), due)
+            })
+            .collect();
+        // Their ids are fresh and their orders locked, so that no constraint can be in the way.
+        diesel::insert_into(payments::table)
+            .values(rows)
+            .execute(conn)
+            .await?;
+    }
     Ok(started
         .iter()
         .flat_map(|(change, _)| facts(change, &[], &[]))
@@ -335,6 +334,13 @@ struct DueRow {
     order_id: Uuid,
 }
 
+/// Takes payments: `$1` is the lease in seconds, `$2` the most that are taken. What others are taking is left to them.
+pub const CLAIM_DUE: &str = "UPDATE payments SET next_step_at = due_in($1)
+     WHERE payment_id IN (
+         SELECT payment_id FROM payments WHERE next_step_at <= now()
+         ORDER BY next_step_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED)
+     RETURNING payment_id, order_id";
+
 /// Takes payments whose next step is due, at most `limit`. Nobody else takes them before `lease` is over.
 ///
 /// # Errors
@@ -344,17 +350,11 @@ pub async fn claim_due(
     lease: Duration,
     limit: i64,
 ) -> Result<Vec<Due>, StoreError> {
-    let claimed: Vec<DueRow> = diesel::sql_query(
-        "UPDATE payments SET next_step_at = due_in($1)
-         WHERE payment_id IN (
-             SELECT payment_id FROM payments WHERE next_step_at <= now()
-             ORDER BY next_step_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED)
-         RETURNING payment_id, order_id",
-    )
-    .bind::<Double, _>(lease.as_secs_f64())
-    .bind::<BigInt, _>(limit)
-    .load(conn)
-    .await?;
+    let claimed: Vec<DueRow> = diesel::sql_query(CLAIM_DUE)
+        .bind::<Double, _>(lease.as_secs_f64())
+        .bind::<BigInt, _>(limit)
+        .load(conn)
+        .await?;
     let due = |row: DueRow| Due {
         payment_id: PaymentId(row.payment_id),
         order_id: OrderId(row.order_id),

@@ -15,7 +15,10 @@ fn check_field(result: Result<impl std::fmt::Debug, Status>, field: &str) {
     check_status(&status, Code::InvalidArgument, "INVALID_REQUEST");
     let details = status.get_error_details();
     let violations = &details.bad_request().expect("named").field_violations;
-    let fields: Vec<&str> = violations.iter().map(|violation| violation.field.as_str()).collect();
+    let fields: Vec<&str> = violations
+        .iter()
+        .map(|violation| violation.field.as_str())
+        .collect();
     assert_eq!(fields, [field], "{status:?}");
     for secret in ["4242", "73a", "123456"] {
         assert!(!format!("{status:?}").contains(secret), "{status:?}");
@@ -70,37 +73,85 @@ async fn fields_are_checked() {
     for bad in ["", "x", nil, "123456"] {
         let good = order.pay_by_card(cards::VISA);
         let bad = bad.to_owned();
-        let request = api::ProcessPaymentRequest { request_id: bad.clone(), ..good.clone() };
+        let request = api::ProcessPaymentRequest {
+            request_id: bad.clone(),
+            ..good.clone()
+        };
         check_field(replica.client.pay(request).await, "request_id");
-        let request = api::ProcessPaymentRequest { user_id: bad.clone(), ..good.clone() };
+        let request = api::ProcessPaymentRequest {
+            user_id: bad.clone(),
+            ..good.clone()
+        };
         check_field(replica.client.pay(request).await, "user_id");
-        let request = api::ProcessPaymentRequest { order_id: bad.clone(), ..good };
+        let request = api::ProcessPaymentRequest {
+            order_id: bad.clone(),
+            ..good
+        };
         check_field(replica.client.pay(request).await, "order_id");
         let request = order.pay(Method::PaymentMethodId(bad.clone()));
         check_field(replica.client.pay(request).await, "payment_method_id");
         check_field(replica.client.get(&bad, &id()).await, "user_id");
         check_field(replica.client.get(&id(), &bad).await, "payment_id");
-        let refund = api::RefundPaymentRequest { request_id: id(), user_id: id(), payment_id: bad };
+        let refund = api::RefundPaymentRequest {
+            request_id: id(),
+            user_id: id(),
+            payment_id: bad,
+        };
         check_field(replica.client.refund(refund).await, "payment_id");
     }
-    for (minor_units, currency_code) in [(0, "EUR"), (-1, "EUR"), (i64::MIN, "EUR"), (1, "eur"), (1, "XAU"), (1, "")] {
-        let amount = Money { minor_units, currency_code: currency_code.into() };
-        let request = api::ProcessPaymentRequest { amount: Some(amount), ..order.pay_by_card(cards::VISA) };
+    for (minor_units, currency_code) in [
+        (0, "EUR"),
+        (-1, "EUR"),
+        (i64::MIN, "EUR"),
+        (1, "eur"),
+        (1, "XAU"),
+        (1, ""),
+    ] {
+        let amount = Money {
+            minor_units,
+            currency_code: currency_code.into(),
+        };
+        let request = api::ProcessPaymentRequest {
+            amount: Some(amount),
+            ..order.pay_by_card(cards::VISA)
+        };
         check_field(replica.client.pay(request).await, "amount");
     }
-    let request = api::ProcessPaymentRequest { amount: None, ..order.pay_by_card(cards::VISA) };
+    let request = api::ProcessPaymentRequest {
+        amount: None,
+        ..order.pay_by_card(cards::VISA)
+    };
     check_field(replica.client.pay(request).await, "amount");
-    let request = api::ProcessPaymentRequest { method: None, ..order.pay_by_card(cards::VISA) };
+    let request = api::ProcessPaymentRequest {
+        method: None,
+        ..order.pay_by_card(cards::VISA)
+    };
     check_field(replica.client.pay(request).await, "method");
     // Everything that is wrong is told at once.
-    let status = replica.client.pay(api::ProcessPaymentRequest::default()).await.expect_err("empty");
+    let status = replica
+        .client
+        .pay(api::ProcessPaymentRequest::default())
+        .await
+        .expect_err("empty");
     let details = status.get_error_details();
-    assert_eq!(details.bad_request().expect("named").field_violations.len(), 5, "{status:?}");
+    assert_eq!(
+        details.bad_request().expect("named").field_violations.len(),
+        5,
+        "{status:?}"
+    );
 
     let status = replica.client.get(&id(), &id()).await.expect_err("none");
     check_status(&status, Code::NotFound, "PAYMENT_NOT_FOUND");
-    let paid = replica.client.pay(order.pay_by_card(cards::VISA)).await.expect("paid");
-    let status = replica.client.get(&id(), &paid.payment_id).await.expect_err("someone else's");
+    let paid = replica
+        .client
+        .pay(order.pay_by_card(cards::VISA))
+        .await
+        .expect("paid");
+    let status = replica
+        .client
+        .get(&id(), &paid.payment_id)
+        .await
+        .expect_err("someone else's");
     check_status(&status, Code::NotFound, "PAYMENT_NOT_FOUND");
     replica.stop().await;
 }
@@ -118,16 +169,28 @@ async fn a_request_is_bound_to_its_card() {
         card: Some(card(number)),
     };
     let request_id = id();
-    replica.client.create_method(method(cards::VISA, &request_id)).await.expect("created");
+    replica
+        .client
+        .create_method(method(cards::VISA, &request_id))
+        .await
+        .expect("created");
     // As if the transaction had not committed after the provider had answered.
-    stage.sql.batch_execute("DELETE FROM requests").await.expect("deleted");
+    stage
+        .sql
+        .batch_execute("DELETE FROM requests")
+        .await
+        .expect("deleted");
     let status = replica
         .client
         .create_method(method(&cards::fine(1), &request_id))
         .await
         .expect_err("another card");
     check_status(&status, Code::AlreadyExists, "REQUEST_ID_REUSED");
-    let rows = stage.sql.query("SELECT FROM payment_methods", &[]).await.expect("answered");
+    let rows = stage
+        .sql
+        .query("SELECT FROM payment_methods", &[])
+        .await
+        .expect("answered");
     assert_eq!(rows.len(), 1);
     replica.stop().await;
 }

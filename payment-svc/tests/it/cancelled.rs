@@ -15,7 +15,9 @@ async fn gated() -> (Stage, Gate) {
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelled_at_each_step_of_paying() {
     let (stage, gate) = gated().await;
-    let replica = stage.replica_with(&[("provider.timeout", "20s"), ("payments.lease", "25s")]).await;
+    let replica = stage
+        .replica_with(&[("provider.timeout", "20s"), ("payments.lease", "25s")])
+        .await;
     replica.reads().await;
     for (call, at, charged) in [
         (Call::Create, At::BeforeProvider, false),
@@ -78,13 +80,21 @@ async fn a_cancellation_and_a_confirmation_cross() {
         stage.publish_cancelled(&order, 2).await;
         cancel.arrived().await;
         // Both are on their way to the provider: the one that is let go first wins there.
-        let (winner, loser) = if first == Call::Confirm { (&confirm, &cancel) } else { (&cancel, &confirm) };
+        let (winner, loser) = if first == Call::Confirm {
+            (&confirm, &cancel)
+        } else {
+            (&cancel, &confirm)
+        };
         winner.release();
         let settled = if charged { "refunded" } else { "failed" };
         stage.until_payments(&order, &[settled]).await;
         loser.release();
         paying.await.expect("no panic").expect("an answer");
-        assert_eq!(stage.ledger(&order).await, if charged { (1, 1) } else { (0, 0) }, "{first:?}");
+        assert_eq!(
+            stage.ledger(&order).await,
+            if charged { (1, 1) } else { (0, 0) },
+            "{first:?}"
+        );
         stage.is_right().await;
         for replica in replicas {
             replica.stop().await;
@@ -100,9 +110,17 @@ async fn cancelled_before_and_after_paying() {
     // After: the money goes back. A refund that was begun by hand at the same time is the same one.
     let order = Order::new();
     stage.publish_placed(&order, None).await;
-    let payment = replicas[0].client.pay(order.pay_by_card(cards::VISA)).await.expect("paid");
+    let payment = replicas[0]
+        .client
+        .pay(order.pay_by_card(cards::VISA))
+        .await
+        .expect("paid");
     stage.publish_cancelled(&order, 2).await;
-    let refunded = replicas[1].client.refund(refund_request(&payment)).await.expect("refunded");
+    let refunded = replicas[1]
+        .client
+        .refund(refund_request(&payment))
+        .await
+        .expect("refunded");
     assert_eq!(refunded.status(), PaymentStatus::Refunded);
     stage.until_cancelled(&order).await;
     assert_eq!(stage.ledger(&order).await, (1, 1));
@@ -116,7 +134,11 @@ async fn cancelled_before_and_after_paying() {
     stage.is_right().await;
     let (charges, refunds) = stage.ledger(&order).await;
     assert_eq!(charges, refunds);
-    let status = replicas[0].client.pay(order.pay_by_card(cards::VISA)).await.expect_err("cancelled");
+    let status = replicas[0]
+        .client
+        .pay(order.pay_by_card(cards::VISA))
+        .await
+        .expect_err("cancelled");
     check_status(&status, tonic::Code::FailedPrecondition, "ORDER_CANCELLED");
 
     // Both at once, many times, without anybody holding anything.
@@ -136,7 +158,10 @@ async fn cancelled_before_and_after_paying() {
     stage.is_right().await;
     for order in &orders {
         let (charges, refunds) = stage.ledger(order).await;
-        assert!(charges == refunds && charges <= 1, "{charges} charges, {refunds} refunds");
+        assert!(
+            charges == refunds && charges <= 1,
+            "{charges} charges, {refunds} refunds"
+        );
     }
     for replica in replicas {
         replica.stop().await;

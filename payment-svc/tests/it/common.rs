@@ -13,7 +13,6 @@ use local_stack::testing::events::{Topic, envelope};
 use local_stack::testing::{self, Database, Folder, Process};
 use local_stack::wait;
 use payment_svc::{AppError, Config};
-use prost::Message as _;
 use serde_json::Value;
 use service::config::{Sources, parse};
 use service::shutdown::BoxError;
@@ -51,7 +50,10 @@ impl Stage {
         let database = database().await;
         let sandbox = Process::builder("payment-sandbox", folder.path())
             .set("http.secret_key", KEY)
-            .set("storage.path", folder.path().join("sandbox.redb").to_string_lossy())
+            .set(
+                "storage.path",
+                folder.path().join("sandbox.redb").to_string_lossy(),
+            )
             .set("faults.slow", "1500ms")
             .set("faults.hang", "30s")
             .start();
@@ -98,10 +100,15 @@ impl Stage {
 
     pub(crate) fn config(&self, more: &[(&str, &str)]) -> Config {
         let listen = [("grpc.listen", "127.0.0.1:0"), ("admin.listen", "127.0.0.1:0")];
-        let more = listen.iter().chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        let variables = self.settings().into_iter().chain(more).map(|(key, value)| {
-            (format!("TEST_{}", key.replace('.', "__").to_uppercase()), value)
-        });
+        let more = listen
+            .iter()
+            .chain(more)
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let variables = self
+            .settings()
+            .into_iter()
+            .chain(more)
+            .map(|(key, value)| (format!("TEST_{}", key.replace('.', "__").to_uppercase()), value));
         parse(Sources::new("TEST_").env(variables), Config::read).expect("valid configuration")
     }
 
@@ -213,7 +220,8 @@ impl Stage {
 
     pub(crate) async fn until_cancelled(&self, order: &Order) {
         let query = "SELECT cancelled FROM known_orders WHERE order_id = $1";
-        self.until("the order is known as cancelled", query, order.id).await;
+        self.until("the order is known as cancelled", query, order.id)
+            .await;
     }
 
     /// Waits until the order has payments of these statuses, oldest first.
@@ -259,7 +267,10 @@ impl Stage {
         wait::until("nothing is under way", LIMIT, || async {
             let row = self
                 .sql
-                .query_one("SELECT count(*) FROM payments WHERE next_step_at IS NOT NULL", &[])
+                .query_one(
+                    "SELECT count(*) FROM payments WHERE next_step_at IS NOT NULL",
+                    &[],
+                )
                 .await?;
             Ok((row.get::<_, i64>(0) == 0).then_some(()))
         })
@@ -376,12 +387,39 @@ impl Replica {
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Client(PaymentServiceClient<Channel>);
+pub(crate) struct Client {
+    service: PaymentServiceClient<Channel>,
+    /// The trace that payments and refunds are part of.
+    trace: Option<&'static str>,
+}
 
 impl Client {
     pub(crate) fn new(url: &str) -> Self {
-        let channel = Channel::from_shared(url.to_owned()).expect("a URL").connect_lazy();
-        Self(PaymentServiceClient::new(channel))
+        let channel = Channel::from_shared(url.to_owned())
+            .expect("a URL")
+            .connect_lazy();
+        Self {
+            service: PaymentServiceClient::new(channel),
+            trace: None,
+        }
+    }
+
+    pub(crate) fn within_trace(&self, trace: &'static str) -> Self {
+        Self {
+            trace: Some(trace),
+            ..self.clone()
+        }
+    }
+
+    fn request<T>(&self, message: T, limit: Duration) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(limit);
+        if let Some(trace) = self.trace {
+            let traceparent = format!("00-{trace}-b7ad6b7169203331-01");
+            let metadata = request.metadata_mut();
+            metadata.insert("traceparent", traceparent.parse().expect("ASCII"));
+        }
+        request
     }
 
     pub(crate) async fn pay(&self, request: api::ProcessPaymentRequest) -> Result<api::Payment, Status> {
@@ -393,16 +431,14 @@ impl Client {
         request: api::ProcessPaymentRequest,
         limit: Duration,
     ) -> Result<api::Payment, Status> {
-        let mut request = Request::new(request);
-        request.set_timeout(limit);
-        let response = self.0.clone().process_payment(request).await?;
+        let request = self.request(request, limit);
+        let response = self.service.clone().process_payment(request).await?;
         Ok(response.into_inner().payment.expect("a payment"))
     }
 
     pub(crate) async fn refund(&self, request: api::RefundPaymentRequest) -> Result<api::Payment, Status> {
-        let mut request = Request::new(request);
-        request.set_timeout(Duration::from_secs(25));
-        let response = self.0.clone().refund_payment(request).await?;
+        let request = self.request(request, Duration::from_secs(25));
+        let response = self.service.clone().refund_payment(request).await?;
         Ok(response.into_inner().payment.expect("a payment"))
     }
 
@@ -411,7 +447,7 @@ impl Client {
             user_id: user_id.into(),
             payment_id: payment_id.into(),
         };
-        let response = self.0.clone().get_payment(request).await?;
+        let response = self.service.clone().get_payment(request).await?;
         Ok(response.into_inner().payment.expect("a payment"))
     }
 
@@ -419,7 +455,7 @@ impl Client {
         &self,
         request: api::CreatePaymentMethodRequest,
     ) -> Result<api::PaymentMethod, Status> {
-        let response = self.0.clone().create_payment_method(request).await?;
+        let response = self.service.clone().create_payment_method(request).await?;
         Ok(response.into_inner().payment_method.expect("a method"))
     }
 
@@ -430,7 +466,10 @@ impl Client {
             user_id: user.to_string(),
             card: Some(card(number)),
         };
-        self.create_method(request).await.expect("created").payment_method_id
+        self.create_method(request)
+            .await
+            .expect("created")
+            .payment_method_id
     }
 }
 

@@ -8,7 +8,9 @@ use local_stack::testing::Process;
 use payment_svc::failpoints as points;
 
 async fn start(stage: &Stage, instance: &str, failpoint: Option<&str>) -> Process {
-    let failpoints = failpoint.map(|point| format!("{point}=return")).unwrap_or_default();
+    let failpoints = failpoint
+        .map(|point| format!("{point}=return"))
+        .unwrap_or_default();
     stage
         .process(instance)
         .env("FAILPOINTS", failpoints)
@@ -23,7 +25,10 @@ fn client(process: &Process) -> Client {
 
 /// It ends as if killed, at the point.
 async fn dies(process: &mut Process, point: &str) {
-    let status = process.wait(LIMIT).await.unwrap_or_else(|error| panic!("{point}: {error:#}"));
+    let status = process
+        .wait(LIMIT)
+        .await
+        .unwrap_or_else(|error| panic!("{point}: {error:#}"));
     assert!(!status.success(), "{point}: {status}");
 }
 
@@ -68,7 +73,10 @@ async fn killed_while_refunding() {
     ] {
         let order = stage.known_order().await;
         let mut killed = start(&stage, "killed", Some(point)).await;
-        let payment = client(&killed).pay(order.pay_by_card(cards::VISA)).await.expect("paid");
+        let payment = client(&killed)
+            .pay(order.pay_by_card(cards::VISA))
+            .await
+            .expect("paid");
         let request = refund_request(&payment);
         client(&killed).refund(request.clone()).await.expect_err(point);
         dies(&mut killed, point).await;
@@ -96,7 +104,11 @@ async fn killed_while_charging_what_was_ordered() {
     let method = client(&process).method(order.user, cards::VISA).await;
     process.stop().await.expect("stopped");
     stage.publish_placed(&order, Some(&method)).await;
-    for point in [points::ORDERS_BEFORE_COMMIT, points::AFTER_CREATE, points::AFTER_CONFIRM] {
+    for point in [
+        points::ORDERS_BEFORE_COMMIT,
+        points::AFTER_CREATE,
+        points::AFTER_CONFIRM,
+    ] {
         let mut killed = start(&stage, "killed", Some(point)).await;
         dies(&mut killed, point).await;
     }
@@ -130,7 +142,11 @@ async fn killed_again_and_again() {
     for number in 0..40u64 {
         let order = stage.known_order().await;
         orders.push(order);
-        let client = if number % 2 == 0 { to_killed.clone() } else { to_steady.clone() };
+        let client = if number % 2 == 0 {
+            to_killed.clone()
+        } else {
+            to_steady.clone()
+        };
         let request = order.pay_by_card(&cards::fine(number));
         calls.spawn(async move {
             // Whatever the first answer was: the same request, until there is one.
@@ -146,7 +162,9 @@ async fn killed_again_and_again() {
             killed.start().await.expect("started again");
         }
     }
-    tokio::time::timeout(LIMIT, calls.join_all()).await.expect("all are paid");
+    tokio::time::timeout(LIMIT, calls.join_all())
+        .await
+        .expect("all are paid");
     for order in &orders {
         assert_eq!(stage.ledger(order).await, (1, 0));
     }

@@ -178,7 +178,12 @@ async fn pass(mut client: TcpStream, provider: &str, shared: &Shared) -> std::io
     shared.come(call, At::BeforeProvider).await;
     let mut upstream = TcpStream::connect(provider).await?;
     let line_end = head.find("\r\n").unwrap_or(0) + 2;
-    let asked = [&request[..line_end], b"connection: close\r\n", &request[line_end..]].concat();
+    let asked = [
+        &request[..line_end],
+        b"connection: close\r\n",
+        &request[line_end..],
+    ]
+    .concat();
     upstream.write_all(&asked).await?;
     let mut answer = Vec::new();
     upstream.read_to_end(&mut answer).await?;

@@ -10,7 +10,8 @@ use prost::Message as _;
 
 /// Reason and last word of an order's failed payments, in the order of the outbox.
 async fn failures(stage: &Stage, order: &Order) -> Vec<(FailureReason, bool)> {
-    let query = "SELECT payload FROM outbox WHERE correlation_id = $1 AND event_type = 'payment.failed' ORDER BY id";
+    let query =
+        "SELECT payload FROM outbox WHERE correlation_id = $1 AND event_type = 'payment.failed' ORDER BY id";
     let rows = stage.sql.query(query, &[&order.id]).await.expect("answered");
     rows.iter()
         .map(|row| {
@@ -62,7 +63,11 @@ async fn an_order_that_names_a_method_that_its_user_does_not_have() {
             [(FailureReason::UnknownPaymentMethod, true)]
         );
         // It may still be paid otherwise.
-        let paid = replica.client.pay(order.pay_by_card(cards::VISA)).await.expect("paid");
+        let paid = replica
+            .client
+            .pay(order.pay_by_card(cards::VISA))
+            .await
+            .expect("paid");
         assert_eq!(paid.status(), PaymentStatus::Received);
     }
     stage.is_right().await;
@@ -97,25 +102,43 @@ async fn an_overdue_order_gets_an_answer() {
     stage.publish_placed(&order, None).await;
     stage.publish_overdue(&order, 2).await;
     stage.until_payments(&order, &["failed"]).await;
-    assert_eq!(failures(&stage, &order).await, [(FailureReason::NotPaidInTime, false)]);
-    let status = replica.client.pay(order.pay_by_card(cards::VISA)).await.expect_err("closed");
+    assert_eq!(
+        failures(&stage, &order).await,
+        [(FailureReason::NotPaidInTime, false)]
+    );
+    let status = replica
+        .client
+        .pay(order.pay_by_card(cards::VISA))
+        .await
+        .expect_err("closed");
     check_status(&status, tonic::Code::FailedPrecondition, "PAYMENT_CLOSED");
 
     // Somebody tried, and failed: the same.
     let order = Order::new();
     stage.publish_placed(&order, None).await;
-    replica.client.pay(order.pay_by_card(cards::DECLINED)).await.expect("declined");
+    replica
+        .client
+        .pay(order.pay_by_card(cards::DECLINED))
+        .await
+        .expect("declined");
     stage.publish_overdue(&order, 2).await;
     stage.until_payments(&order, &["failed", "failed"]).await;
     assert_eq!(
         failures(&stage, &order).await,
-        [(FailureReason::Declined, true), (FailureReason::NotPaidInTime, false)]
+        [
+            (FailureReason::Declined, true),
+            (FailureReason::NotPaidInTime, false)
+        ]
     );
 
     // It is paid: that was said already.
     let order = Order::new();
     stage.publish_placed(&order, None).await;
-    replica.client.pay(order.pay_by_card(cards::VISA)).await.expect("paid");
+    replica
+        .client
+        .pay(order.pay_by_card(cards::VISA))
+        .await
+        .expect("paid");
     stage.publish_overdue(&order, 2).await;
     let closed = "SELECT closed FROM known_orders WHERE order_id = $1";
     stage.until("the order is closed", closed, order.id).await;
@@ -148,11 +171,18 @@ async fn an_overdue_order_gets_an_answer() {
     // The last word was said by a card that is blocked: it is not said twice.
     let order = Order::new();
     stage.publish_placed(&order, None).await;
-    replica.client.pay(order.pay_by_card(cards::STOLEN)).await.expect("declined");
+    replica
+        .client
+        .pay(order.pay_by_card(cards::STOLEN))
+        .await
+        .expect("declined");
     stage.publish_overdue(&order, 2).await;
     stage.publish_cancelled(&order, 3).await;
     stage.until_cancelled(&order).await;
-    assert_eq!(failures(&stage, &order).await, [(FailureReason::CardBlocked, false)]);
+    assert_eq!(
+        failures(&stage, &order).await,
+        [(FailureReason::CardBlocked, false)]
+    );
     stage.is_right().await;
     replica.stop().await;
 }
@@ -163,19 +193,28 @@ async fn repeats_and_strange_records() {
     let stage = Stage::new().await;
     let replica = stage.replica().await;
     let order = Order::new();
-    let method = replica.client.method(order.user, cards::fault(Fault::None, Fault::None, 3).as_str()).await;
+    let method = replica
+        .client
+        .method(order.user, cards::fault(Fault::None, Fault::None, 3).as_str())
+        .await;
     for _ in 0..3 {
         stage.publish_placed(&order, Some(&method)).await;
     }
-    stage.publish(&order, 2, "order.painted", &events::OrderConfirmed::default()).await;
-    stage.publish(&order, 3, types::CONFIRMED, &events::OrderConfirmed::default()).await;
+    stage
+        .publish(&order, 2, "order.painted", &events::OrderConfirmed::default())
+        .await;
+    stage
+        .publish(&order, 3, types::CONFIRMED, &events::OrderConfirmed::default())
+        .await;
     let query = "SELECT version = 3 FROM known_orders WHERE order_id = $1";
     stage.until("all of it is read", query, order.id).await;
     stage.until_payments(&order, &["received"]).await;
     assert_eq!(stage.ledger(&order).await, (1, 0));
 
     let strange = Order::new();
-    stage.publish(&strange, 1, types::PLACED, &events::OrderPlaced::default()).await;
+    stage
+        .publish(&strange, 1, types::PLACED, &events::OrderPlaced::default())
+        .await;
     local_stack::wait::until("readiness tells", LIMIT, || async {
         let (status, body) = local_stack::process::http_get(replica.admin, "/readyz").await?;
         Ok((status == 503 && body.contains("orders")).then_some(()))

@@ -30,9 +30,9 @@ async fn the_provider_is_killed_and_frozen() {
         // Somebody pays by himself: pending, and no error.
         let (order, method) = &orders[0];
         stage.until_payments(order, &["pending"]).await;
-        let by_hand = order.pay(contracts::shop::payment::v1::process_payment_request::Method::PaymentMethodId(
-            method.clone(),
-        ));
+        let by_hand = order.pay(
+            contracts::shop::payment::v1::process_payment_request::Method::PaymentMethodId(method.clone()),
+        );
         let status = replica.client.pay(by_hand).await.expect_err("under way");
         check_status(&status, tonic::Code::FailedPrecondition, "PAYMENT_IN_PROGRESS");
         let other = stage.known_order().await;
@@ -63,12 +63,15 @@ async fn the_provider_is_killed_and_frozen() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_not_accepted_fails_no_payment() {
     let stage = Stage::new().await;
-    let outside = stage.replica_with(&[("provider.secret_key", "sk_test_wrong")]).await;
+    let outside = stage
+        .replica_with(&[("provider.secret_key", "sk_test_wrong")])
+        .await;
     let inside = stage.replica().await;
     let order = stage.known_order().await;
     let method = inside.client.method(order.user, cards::VISA).await;
     inside.stop().await;
-    let request = order.pay(contracts::shop::payment::v1::process_payment_request::Method::PaymentMethodId(method));
+    let request =
+        order.pay(contracts::shop::payment::v1::process_payment_request::Method::PaymentMethodId(method));
     let pending = outside
         .client
         .pay_within(request, Duration::from_secs(1))
@@ -96,7 +99,15 @@ async fn what_is_pending_shows() {
     let order = stage.known_order().await;
     let method = replica.client.method(order.user, cards::VISA).await;
     stage.sandbox.kill().expect("killed");
-    stage.publish_placed(&Order { id: uuid::Uuid::new_v4(), ..order }, Some(&method)).await;
+    stage
+        .publish_placed(
+            &Order {
+                id: uuid::Uuid::new_v4(),
+                ..order
+            },
+            Some(&method),
+        )
+        .await;
     let shows = async |what: &'static str, holds: fn(&str) -> bool| {
         wait::until(what, LIMIT, || async {
             let (_, metrics) = http_get(replica.admin, "/metrics").await?;
@@ -113,6 +124,9 @@ async fn what_is_pending_shows() {
     .await;
     stage.sandbox.start().await.expect("started again");
     shows("none is pending", |line| line == "payments_pending 0").await;
-    shows("one was received", |line| line == "payments_total{status=\"received\"} 1").await;
+    shows("one was received", |line| {
+        line == "payments_total{status=\"received\"} 1"
+    })
+    .await;
     replica.stop().await;
 }

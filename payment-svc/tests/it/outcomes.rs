@@ -9,7 +9,10 @@ use local_stack::testing::Folder;
 #[track_caller]
 fn check(payment: &api::Payment, status: PaymentStatus, failure: Option<(FailureReason, bool)>) {
     assert_eq!(payment.status(), status, "{payment:?}");
-    let found = payment.failure.as_ref().map(|failure| (failure.reason(), failure.another_try));
+    let found = payment
+        .failure
+        .as_ref()
+        .map(|failure| (failure.reason(), failure.another_try));
     assert_eq!(found, failure, "{payment:?}");
     let version = match status {
         PaymentStatus::Pending => 0,
@@ -55,7 +58,11 @@ async fn every_fault_of_paying_is_settled() {
     for (order, fault) in orders {
         let fails = matches!(fault, Fault::Declined | Fault::Stolen);
         assert_eq!(stage.ledger(&order).await, (usize::from(!fails), 0), "{fault:?}");
-        let event = if fails { "payment.failed 1" } else { "payment.received 1" };
+        let event = if fails {
+            "payment.failed 1"
+        } else {
+            "payment.received 1"
+        };
         assert_eq!(stage.events(&order).await, [event], "{fault:?}");
     }
     stage.is_right().await;
@@ -152,10 +159,21 @@ async fn a_kept_method_pays_and_only_its_users_orders() {
         .await
         .expect_err("someone else's");
     check_status(&status, tonic::Code::NotFound, "PAYMENT_METHOD_NOT_FOUND");
-    let payment = replica.client.pay(order.pay(Method::PaymentMethodId(method))).await.expect("paid");
+    let payment = replica
+        .client
+        .pay(order.pay(Method::PaymentMethodId(method)))
+        .await
+        .expect("paid");
     check(&payment, PaymentStatus::Received, None);
-    assert_eq!((payment.brand.as_str(), payment.last_four.as_str()), ("visa", "4242"));
-    let found = replica.client.get(&payment.user_id, &payment.payment_id).await.expect("found");
+    assert_eq!(
+        (payment.brand.as_str(), payment.last_four.as_str()),
+        ("visa", "4242")
+    );
+    let found = replica
+        .client
+        .get(&payment.user_id, &payment.payment_id)
+        .await
+        .expect("found");
     assert_eq!(found, payment);
     stage.is_right().await;
     replica.stop().await;
@@ -176,7 +194,9 @@ async fn cards_leave_no_trace() {
     let order = stage.known_order().await;
     let number = cards::fine(987_654);
     let mut request = order.pay_by_card(&number);
-    let Some(Method::Card(card)) = &mut request.method else { unreachable!() };
+    let Some(Method::Card(card)) = &mut request.method else {
+        unreachable!()
+    };
     card.cvv = "9173".into();
     client.pay(request).await.expect("paid");
     let mut refused = order.pay_by_card("4242424242424241");

@@ -14,15 +14,22 @@ async fn run(stage: &Stage, command: &'static str) -> (bool, Value) {
     let output = tokio::task::spawn_blocking(move || {
         let mut process = Command::new(BINARY);
         for (key, value) in settings {
-            process.env(format!("PAYMENT_SVC_{}", key.replace('.', "__").to_uppercase()), value);
+            process.env(
+                format!("PAYMENT_SVC_{}", key.replace('.', "__").to_uppercase()),
+                value,
+            );
         }
         process.args([command, "--json"]).output().expect("run")
     });
     let output = output.await.expect("no panic");
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     let line = text.lines().find(|line| line.contains("\"differences\""));
-    let report = line.unwrap_or_else(|| panic!("no report: {text} {}", String::from_utf8_lossy(&output.stderr)));
-    (output.status.success(), serde_json::from_str(report).expect("JSON"))
+    let report =
+        line.unwrap_or_else(|| panic!("no report: {text} {}", String::from_utf8_lossy(&output.stderr)));
+    (
+        output.status.success(),
+        serde_json::from_str(report).expect("JSON"),
+    )
 }
 
 /// Kinds of the differences, sorted.
@@ -41,7 +48,8 @@ async fn kinds(stage: &Stage) -> Vec<String> {
 
 /// A change that the guards of the database would refuse.
 async fn force(stage: &Stage, statement: &str) {
-    let statement = format!("SET session_replication_role = replica; {statement}; RESET session_replication_role");
+    let statement =
+        format!("SET session_replication_role = replica; {statement}; RESET session_replication_role");
     stage.sql.batch_execute(&statement).await.expect("forced");
 }
 
@@ -52,14 +60,26 @@ async fn every_planted_difference_is_found() {
     let mut payments = Vec::new();
     for number in 0..6u64 {
         let order = stage.known_order().await;
-        let paid = replica.client.pay(order.pay_by_card(&cards::fine(number))).await.expect("paid");
+        let paid = replica
+            .client
+            .pay(order.pay_by_card(&cards::fine(number)))
+            .await
+            .expect("paid");
         if number >= 4 {
-            replica.client.refund(refund_request(&paid)).await.expect("refunded");
+            replica
+                .client
+                .refund(refund_request(&paid))
+                .await
+                .expect("refunded");
         }
         payments.push(paid);
     }
     let declined = stage.known_order().await;
-    replica.client.pay(declined.pay_by_card(cards::DECLINED)).await.expect("declined");
+    replica
+        .client
+        .pay(declined.pay_by_card(cards::DECLINED))
+        .await
+        .expect("declined");
     stage.is_right().await;
 
     // Something is under way: no difference, counted apart.
@@ -77,24 +97,48 @@ async fn every_planted_difference_is_found() {
     stage.sandbox.start().await.expect("started again");
     let (content, report) = run(&stage, "reconcile").await;
     assert!(content && report["under_way"] == 1, "{report}");
-    assert_eq!((&report["charges"], &report["received"]), (&Value::from(6), &Value::from(6)));
-    assert_eq!((&report["refunds"], &report["refunded"]), (&Value::from(2), &Value::from(2)));
+    assert_eq!(
+        (&report["charges"], &report["received"]),
+        (&Value::from(6), &Value::from(6))
+    );
+    assert_eq!(
+        (&report["refunds"], &report["refunded"]),
+        (&Value::from(2), &Value::from(2))
+    );
 
     // The amount is another one.
-    let [first, second, third, fourth, refunded, gone] = &payments[..] else { unreachable!() };
-    let by_id = |payment: &contracts::shop::payment::v1::Payment| format!("WHERE payment_id = '{}'", payment.payment_id);
-    force(&stage, &format!("UPDATE payments SET amount_minor_units = 1 {}", by_id(first))).await;
+    let [first, second, third, fourth, refunded, gone] = &payments[..] else {
+        unreachable!()
+    };
+    let by_id = |payment: &contracts::shop::payment::v1::Payment| {
+        format!("WHERE payment_id = '{}'", payment.payment_id)
+    };
+    force(
+        &stage,
+        &format!("UPDATE payments SET amount_minor_units = 1 {}", by_id(first)),
+    )
+    .await;
     assert_eq!(kinds(&stage).await, ["amount_differs"]);
     // We say that it failed.
     let fail = "UPDATE payments SET status = 'failed', failure_reason = 'declined', another_try = true";
     force(&stage, &format!("{fail} {}", by_id(second))).await;
     assert_eq!(kinds(&stage).await, ["amount_differs", "charge_of_failed"]);
     // We know another charge than the provider has: one is missing there, one is unknown here.
-    force(&stage, &format!("UPDATE payments SET intent = 'pi_none' {}", by_id(third))).await;
-    let mut expected = vec!["amount_differs", "charge_of_failed", "missing_charge", "unknown_charge"];
+    force(
+        &stage,
+        &format!("UPDATE payments SET intent = 'pi_none' {}", by_id(third)),
+    )
+    .await;
+    let mut expected = vec![
+        "amount_differs",
+        "charge_of_failed",
+        "missing_charge",
+        "unknown_charge",
+    ];
     assert_eq!(kinds(&stage).await, expected);
     // Two payments of one order.
-    let order_of = |payment: &contracts::shop::payment::v1::Payment| format!("order_id = '{}'", payment.order_id);
+    let order_of =
+        |payment: &contracts::shop::payment::v1::Payment| format!("order_id = '{}'", payment.order_id);
     force(
         &stage,
         &format!(
@@ -108,7 +152,11 @@ async fn every_planted_difference_is_found() {
     expected.sort_unstable();
     assert_eq!(kinds(&stage).await, expected);
     // Given back by another refund than the one we know: both are named.
-    force(&stage, &format!("UPDATE payments SET refund = 're_none' {}", by_id(refunded))).await;
+    force(
+        &stage,
+        &format!("UPDATE payments SET refund = 're_none' {}", by_id(refunded)),
+    )
+    .await;
     expected.extend(["missing_refund", "refund_differs"]);
     expected.sort_unstable();
     assert_eq!(kinds(&stage).await, expected);

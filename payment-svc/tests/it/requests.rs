@@ -57,7 +57,11 @@ async fn a_repeat_answers_with_the_payment_as_it_is() {
     let refunded = replica.client.refund(refund.clone()).await.expect("refunded");
     assert_eq!(refunded.status(), PaymentStatus::Refunded);
     assert_eq!(replica.client.refund(refund).await.expect("repeated"), refunded);
-    let again = replica.client.refund(refund_request(&repeated)).await.expect("done before");
+    let again = replica
+        .client
+        .refund(refund_request(&repeated))
+        .await
+        .expect("done before");
     assert_eq!(again, refunded);
     assert_eq!(stage.ledger(&order).await, (1, 1));
     stage.is_right().await;
@@ -119,14 +123,22 @@ async fn a_crowd_pays_an_order_once() {
     let answers = calls.join_all().await;
     let received = answers
         .iter()
-        .filter(|answer| answer.as_ref().is_ok_and(|payment| payment.status() == PaymentStatus::Received))
+        .filter(|answer| {
+            answer
+                .as_ref()
+                .is_ok_and(|payment| payment.status() == PaymentStatus::Received)
+        })
         .count();
     assert_eq!(received, 1, "{answers:?}");
     for status in answers.iter().filter_map(|answer| answer.as_ref().err()) {
         assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
     }
     assert_eq!(stage.ledger(&order).await, (1, 0));
-    let status = replicas[1].client.pay(order.pay_by_card(cards::VISA)).await.expect_err("paid");
+    let status = replicas[1]
+        .client
+        .pay(order.pay_by_card(cards::VISA))
+        .await
+        .expect_err("paid");
     check_status(&status, Code::FailedPrecondition, "ORDER_PAID");
     stage.is_right().await;
     for replica in replicas {
@@ -163,7 +175,11 @@ async fn an_order_that_is_not_known_is_waited_for() {
         user_id: id(),
         ..order.pay_by_card(cards::VISA)
     };
-    let status = replicas[0].client.pay(stranger).await.expect_err("someone else's");
+    let status = replicas[0]
+        .client
+        .pay(stranger)
+        .await
+        .expect_err("someone else's");
     check_status(&status, Code::NotFound, "ORDER_NOT_FOUND");
     stage.is_right().await;
     for replica in replicas {
@@ -208,23 +224,47 @@ async fn what_cannot_be_paid_or_refunded_is_refused() {
     }
     let cancelled = stage.known_order().await;
     let update = "UPDATE known_orders SET closed = true, cancelled = true WHERE order_id = $1";
-    stage.sql.execute(update, &[&cancelled.id]).await.expect("updated");
+    stage
+        .sql
+        .execute(update, &[&cancelled.id])
+        .await
+        .expect("updated");
     check(&cancelled, cancelled.pay_by_card(cards::VISA), "ORDER_CANCELLED").await;
     let closed = stage.known_order().await;
     let update = "UPDATE known_orders SET closed = true WHERE order_id = $1";
     stage.sql.execute(update, &[&closed.id]).await.expect("updated");
     check(&closed, closed.pay_by_card(cards::VISA), "PAYMENT_CLOSED").await;
 
-    let failed = replica.client.pay(order.pay_by_card(cards::DECLINED)).await.expect("declined");
-    let status = replica.client.refund(refund_request(&failed)).await.expect_err("nothing to refund");
+    let failed = replica
+        .client
+        .pay(order.pay_by_card(cards::DECLINED))
+        .await
+        .expect("declined");
+    let status = replica
+        .client
+        .refund(refund_request(&failed))
+        .await
+        .expect_err("nothing to refund");
     check_status(&status, Code::FailedPrecondition, "NOT_RECEIVED");
-    let paid = replica.client.pay(order.pay_by_card(cards::VISA)).await.expect("paid");
+    let paid = replica
+        .client
+        .pay(order.pay_by_card(cards::VISA))
+        .await
+        .expect("paid");
     let mut stranger = refund_request(&paid);
     stranger.user_id = id();
     let status = replica.client.refund(stranger).await.expect_err("someone else's");
     check_status(&status, Code::NotFound, "PAYMENT_NOT_FOUND");
-    replica.client.refund(refund_request(&paid)).await.expect("refunded");
-    let status = replica.client.pay(order.pay_by_card(cards::VISA)).await.expect_err("refunded");
+    replica
+        .client
+        .refund(refund_request(&paid))
+        .await
+        .expect("refunded");
+    let status = replica
+        .client
+        .pay(order.pay_by_card(cards::VISA))
+        .await
+        .expect_err("refunded");
     check_status(&status, Code::FailedPrecondition, "PAYMENT_REFUNDED");
     assert_eq!(stage.ledger(&order).await, (1, 1));
     stage.is_right().await;
