@@ -44,6 +44,8 @@ const LAST_AT_PERCENT: u64 = 95;
 pub(crate) struct Done {
     pub(crate) kills: u32,
     pub(crate) freezes: u32,
+    /// Whether the load lasted until everybody was hit.
+    pub(crate) everybody: bool,
 }
 
 /// Goes on until the load is over. Everything runs again when it returns.
@@ -56,7 +58,7 @@ pub(crate) async fn run(shop: &mut Shop, mut progress: watch::Receiver<Progress>
             |progress: &Progress| progress.orders > 0 && progress.placed * 100 >= progress.orders * percent;
         if progress.wait_for(due).await.is_err() {
             // The load has ended without getting there.
-            break;
+            return Ok(done);
         }
         let victim = shop.instance_mut(service, instance)?;
         match blow {
@@ -73,6 +75,7 @@ pub(crate) async fn run(shop: &mut Shop, mut progress: watch::Receiver<Progress>
             }
         }
     }
+    done.everybody = true;
     Ok(done)
 }
 

@@ -301,11 +301,17 @@ async fn place_and_reconcile(
     let seconds = started.elapsed().as_secs_f64();
     eprintln!("  ok    placed and reconciled: {} ({seconds:.1} s)", report.load);
     if options.chaos {
-        let chaos::Done { kills, freezes } = blows;
-        eprintln!(
-            "  ok    chaos: {kills} times SIGKILL, to every process at least once if the load was long enough; \
-             the provider frozen {freezes} times"
-        );
+        let chaos::Done {
+            kills,
+            freezes,
+            everybody,
+        } = blows;
+        let whom = if everybody {
+            "every process at least once"
+        } else {
+            "not every process: the load was too short"
+        };
+        eprintln!("  ok    chaos: {kills} times SIGKILL, {whom}; the provider frozen {freezes} times");
     }
     Ok(report)
 }

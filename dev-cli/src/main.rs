@@ -36,7 +36,7 @@ struct Cli {
 enum Command {
     /// Says what is missing on this machine and how to get it
     Doctor,
-    /// Builds and starts everything, places orders, and reconciles what came out at the other end
+    /// Builds and starts everything, places and pays orders, and reconciles what came out at the other end
     Demo(demo::Options),
     /// Starts everything in the background and leaves it up, for trying things by hand
     Up(local::UpOptions),
@@ -44,7 +44,7 @@ enum Command {
     Down,
     /// Shows the log of a process that `up` started
     Logs(local::LogsOptions),
-    /// Shows one order's journey: row, events, outbox, Kafka, read model, trace
+    /// Shows one order's journey: row, payments, events, outbox, Kafka, read model, trace
     Order {
         /// The order's id, as PlaceOrder returned it
         id: String,

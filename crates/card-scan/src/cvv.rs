@@ -1,5 +1,7 @@
 //! Card verification values. Three digits are nothing by themselves: what stands before them tells.
 
+use crate::number::prefixed;
+
 /// What they are called, in lower case and without what joins words.
 const NAMES: [&str; 7] = [
     "cvv",
@@ -34,8 +36,9 @@ fn digits(bytes: &[u8]) -> impl Iterator<Item = (usize, usize)> {
             let end = bytes[start..].iter().position(|byte| !byte.is_ascii_digit());
             from = end.map_or(bytes.len(), |length| start + length);
             let alone = !bytes.get(from).is_some_and(u8::is_ascii_alphabetic);
-            if alone && is_value(&bytes[start..from]) {
-                return Some((start, from - start));
+            let length = prefixed(&bytes[..start], from - start).or(alone.then_some(from - start));
+            if let Some(length) = length.filter(|length| is_value(&bytes[start..start + length])) {
+                return Some((start, length));
             }
         }
     })

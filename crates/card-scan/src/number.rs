@@ -54,18 +54,29 @@ pub(crate) fn generic(bytes: &[u8]) -> impl Iterator<Item = (usize, What)> {
             let start = from + bytes[from..].iter().position(u8::is_ascii_digit)?;
             let length = bytes[start..].iter().position(|byte| !byte.is_ascii_digit());
             from = length.map_or(bytes.len(), |length| start + length);
-            let digits = &bytes[start..from];
-            let looks = LENGTHS.contains(&digits.len())
-                && (b'2'..=b'6').contains(&digits[0])
-                && luhn(digits)
-                && !is_timestamp(digits)
-                && stands_alone(bytes, start, from);
-            if let (true, Some(last_four)) = (looks, digits.last_chunk::<4>()) {
+            let alone = stands_alone(bytes, start, from).then_some(from - start);
+            let length = prefixed(&bytes[..start], from - start).or(alone);
+            let digits = &bytes[start..start + length.unwrap_or(0)];
+            if let Some(last_four) = digits.last_chunk::<4>().filter(|_| looks_like_a_card(digits)) {
                 let last_four = *last_four;
                 return Some((start, What::Number { last_four }));
             }
         }
     })
+}
+
+fn looks_like_a_card(digits: &[u8]) -> bool {
+    LENGTHS.contains(&digits.len())
+        && (b'2'..=b'6').contains(&digits[0])
+        && luhn(digits)
+        && !is_timestamp(digits)
+}
+
+/// How many of `available` digits belong together by the length that stands before them, as in Protobuf: what follows may be a digit
+/// or a letter by accident.
+pub(crate) fn prefixed(before: &[u8], available: usize) -> Option<usize> {
+    let length = usize::from(*before.last()?);
+    (length <= available).then_some(length)
 }
 
 fn luhn(digits: &[u8]) -> bool {

@@ -91,6 +91,9 @@ fn what_looks_like_a_card_number_is_found() {
         ("6011000990139424", "6011000990139424"),
         ("5555555555554444", "\n\x105555555555554444\x10\x0c"),
         ("4222222222222", "4222222222222"),
+        // In Protobuf, what follows may be anything.
+        ("4539148803436467", "\n\x104539148803436467J\x02"),
+        ("4539148803436467", "\n\x1045391488034364672\x02"),
         ("6304000000000000000", "n:6304000000000000000;"),
     ] {
         let last_four: [u8; 4] = number.as_bytes()[number.len() - 4..].try_into().expect("four");
@@ -148,6 +151,7 @@ fn cvvs_are_found_by_their_names() {
         "cvv2 917",
         "verification-value=917",
         "\x0a\x03cvv\x12\x05\x0a\x03917",
+        "\x0a\x03cvv\x12\x05\x0a\x039172J",
         "COPY public.cards (id, cvv, note) FROM stdin;\n1\t917\tx\n\\.\n",
     ] {
         assert_eq!(
@@ -197,7 +201,7 @@ fn machines_are_not_taken_for_cards() {
     let mut rng = StdRng::seed_from_u64(4);
     let scanner = knowing();
     let mut text = String::new();
-    for _ in 0..200_000 {
+    for _ in 0..60_000 {
         let id = uuid::Builder::from_random_bytes(rng.random()).into_uuid();
         let (trace, span): (u128, u64) = (rng.random(), rng.random());
         let seconds = rng.random_range(1_000_000_000u64..2_000_000_000);
@@ -220,7 +224,7 @@ fn machines_are_not_taken_for_cards() {
         ));
     }
     assert_eq!(scanner.scan(text.as_bytes()), []);
-    let noise: Vec<u8> = (0..20_000_000).map(|_| rng.random()).collect();
+    let noise: Vec<u8> = (0..8_000_000).map(|_| rng.random()).collect();
     assert_eq!(scanner.scan(&noise), []);
     assert_eq!(scanner.scan(STANDARD.encode(&noise[..4_000_000]).as_bytes()), []);
 }

@@ -227,7 +227,8 @@ fn not_as_the_bank_says(tried: &ToldTry, row: &Payment) -> Option<String> {
     }
     let right = match tried.outcome {
         Outcome::Approved => is_taken(row),
-        Outcome::Declined => reason.is_some_and(is_decline) && row.failure.is_some_and(|it| it.another_try),
+        // Whether another try makes sense depends on the order, too.
+        Outcome::Declined => reason.is_some_and(is_decline),
         Outcome::Blocked => reason == Some(FailureReason::CardBlocked),
     };
     (!right).then(|| format!("the bank says {:?}, and the payment is", tried.outcome))

@@ -139,13 +139,17 @@ fn flattened(record: &Record) -> Vec<u8> {
     bytes
 }
 
-/// Whatever the processes, PostgreSQL, Kafka and this program have written for people.
+/// Whatever the processes, PostgreSQL, Kafka and this program have written for people. Not the servers' own data: Kafka removes what was
+/// planted a minute later.
 pub(super) fn logs(folder: &Path) -> Result<Vec<Place>> {
     let is_log = |path: &PathBuf| {
         let extension = path.extension().and_then(|extension| extension.to_str());
         extension.is_some_and(|extension| LOG_EXTENSIONS.contains(&extension))
     };
-    let paths = files_below(folder)?.into_iter().filter(is_log);
+    let is_data = |path: &PathBuf| path.components().any(|part| part.as_os_str() == "data");
+    let below = |path: &PathBuf| path.strip_prefix(folder).map(Path::to_owned).unwrap_or_default();
+    let paths = files_below(folder)?.into_iter();
+    let paths = paths.filter(|path| is_log(path) && !is_data(&below(path)));
     paths.map(|path| Place::file("log", &path)).collect()
 }
 
