@@ -131,6 +131,9 @@ pub(crate) async fn load(
     connection: &mut AsyncPgConnection,
     orders: &[Uuid],
 ) -> QueryResult<HashMap<Uuid, OrderView>> {
+    if orders.is_empty() {
+        return Ok(HashMap::new());
+    }
     let rows: Vec<Row> = order_views::table
         .filter(order_views::order_id.eq_any(orders))
         .select(Row::as_select())

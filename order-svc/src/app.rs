@@ -277,8 +277,14 @@ pub async fn hear(
     conn: &mut AsyncPgConnection,
     told: Vec<Told>,
 ) -> Result<Vec<Heard>, (usize, CommandError)> {
+    if told.is_empty() {
+        return Ok(Vec::new());
+    }
     let ids: BTreeSet<OrderId> = told.iter().map(|told| told.order_id).collect();
-    let mut orders = store::lock(conn, &ids).await.map_err(|error| (0, error.into()))?;
+    let mut orders = store::lock(conn, &ids).await.map_err(|error| {
+        let is_broken = |told: &Told| matches!(&error, StoreError::Broken { id, .. } if *id == told.order_id);
+        (told.iter().position(is_broken).unwrap_or(0), error.into())
+    })?;
     let mut heard = Vec::with_capacity(told.len());
     for (position, told) in told.into_iter().enumerate() {
         let order = orders.remove(&told.order_id);

@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use service::db::TransactionError as _;
+use service::db::{DbError, TransactionError as _};
 use service::deadline::Deadline;
 use service::telemetry::chain;
 use tracing::Instrument as _;
@@ -50,8 +50,7 @@ async fn sweep(orders: &Orders) -> Result<(), CommandError> {
                 .instrument(span)
                 .await;
             match recorded {
-                // The database's trouble is every order's.
-                Err(error) if error.database().is_some() => return Err(error),
+                Err(error) if is_away(&error) => return Err(error),
                 recorded => outcome = outcome.and(recorded),
             }
         }
@@ -60,4 +59,9 @@ async fn sweep(orders: &Orders) -> Result<(), CommandError> {
             _ => return outcome,
         }
     }
+}
+
+/// Whether the database is in trouble, which is every order's, and not one order.
+fn is_away(error: &CommandError) -> bool {
+    !matches!(error.database(), None | Some(DbError::Refused(_)))
 }

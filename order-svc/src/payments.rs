@@ -61,7 +61,7 @@ impl Handler for Payments {
         }
         app::hear(connection, told)
             .await
-            .map_err(|(told, error)| refused(positions.get(told).copied(), error))
+            .map_err(|(told, error)| refused(positions[told], error))
     }
 
     fn committed(&self, _: &[&Record], heard: Vec<Heard>) {
@@ -140,17 +140,13 @@ fn span(record: &Record) -> tracing::Span {
 }
 
 /// Tells what would be refused again from what is the database's trouble.
-fn refused(position: Option<usize>, error: CommandError) -> HandlerError {
+fn refused(position: usize, error: CommandError) -> HandlerError {
     match error {
         // The consumer knows which of these come from the data.
         CommandError::Store(StoreError::Database(DbError::Refused(error) | DbError::Collision(error))) => {
             HandlerError::Database(error)
         }
         CommandError::Store(StoreError::Database(error)) => HandlerError::Transient(error.into()),
-        error => match position {
-            Some(position) => HandlerError::permanent(position, error),
-            // Nothing was asked of any order.
-            None => HandlerError::Transient(error.into()),
-        },
+        error => HandlerError::permanent(position, error),
     }
 }

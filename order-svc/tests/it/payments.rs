@@ -440,6 +440,37 @@ async fn what_can_never_be_taken_in_is_loud_and_stops_no_command() {
     stage.assert_sound().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_cannot_be_read_holds_up_no_other_of_its_batch() {
+    let stage = Stage::new().await;
+    let service = stage.start(&[]).await;
+    let good = service.place(place_request()).await.expect("placed");
+    let broken = service.place(place_request()).await.expect("placed");
+    service.stop().await;
+    let sql = stage.database.connect().await.expect("connected");
+    sql.batch_execute(&format!(
+        "SET session_replication_role = replica; UPDATE orders SET currency = 'XXX' WHERE order_id = '{}'",
+        broken.order_id
+    ))
+    .await
+    .expect("tampered");
+    // Both are there, in one partition, before anyone reads them.
+    for order in [&good, &broken] {
+        let event = received(order, Uuid::now_v7());
+        let (key, headers) = (event.envelope.entity_id.as_str(), headers(&event.envelope));
+        let topic = &stage.topic;
+        let sent = topic.produce(Some(key), Some(&event.payload), headers, Some(0));
+        sent.await.expect("published");
+    }
+    let service = stage.start(&[("consumer.workers", "1")]).await;
+    is(&service, &good, OrderStatus::Paid).await;
+    until("the partition stands still", async || {
+        metric(service.admin, "consumer_halted_partitions").await == 1.0
+    })
+    .await;
+    service.stop().await;
+}
+
 /// Commands are done, and whoever asks for health is sent here.
 async fn serves_commands(service: &Running) {
     let order = service.place(place_request()).await.expect("placed");
