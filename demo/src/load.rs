@@ -158,11 +158,11 @@ async fn one_order(clients: &Clients, plan: Order, placed: &AtomicU64) -> Result
         let (at, cancel) = plan.cancel.as_ref()?;
         (*at == when).then_some(cancel)
     };
-    if let Some(cancel) = cancel_at(When::BeforePaying) {
+    if let Some(cancel) = cancel_at(When::Before) {
         about.cancelled = cancel_order(clients, cancel, &order, &mut told).await?;
     }
     let mut payer = Payer::new(clients, &order);
-    if let Some(cancel) = cancel_at(When::WhilePaying) {
+    if let Some(cancel) = cancel_at(When::AtOnce) {
         let mut told_meanwhile = Told::default();
         let (paid, cancelled) = tokio::join!(
             payer.pay(&plan, &mut told),
@@ -174,7 +174,7 @@ async fn one_order(clients: &Clients, plan: Order, placed: &AtomicU64) -> Result
     } else {
         payer.pay(&plan, &mut told).await?;
     }
-    if let Some(cancel) = cancel_at(When::AfterPaying) {
+    if let Some(cancel) = cancel_at(When::After) {
         about.cancelled = cancel_order(clients, cancel, &order, &mut told).await?;
     }
     if let Some(refund) = &plan.refund {

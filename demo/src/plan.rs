@@ -82,12 +82,12 @@ pub(crate) enum Means {
     Method,
 }
 
-/// When an order is cancelled.
+/// When an order is cancelled: before it is paid, at the same time, or afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
-    BeforePaying,
-    WhilePaying,
-    AfterPaying,
+    Before,
+    AtOnce,
+    After,
 }
 
 #[derive(Debug, Clone)]
@@ -206,14 +206,14 @@ fn order(rng: &mut StdRng, users: &[Uuid], products: &[Uuid]) -> Order {
         .random_bool(0.08)
         .then(|| *Probe::ALL.choose(rng).unwrap_or(&Probe::ReadByAnother));
     let cancel = rng.random_bool(0.2).then(|| {
-        let when = [When::BeforePaying, When::WhilePaying, When::AfterPaying];
+        let when = [When::Before, When::AtOnce, When::After];
         let cancel = Cancel {
             request_id: uuid(rng).to_string(),
             reason: (*REASONS.choose(rng).unwrap_or(&"")).to_owned(),
             expects_version: rng.random_bool(0.5),
             repeat: repeat(rng),
         };
-        (*when.choose(rng).unwrap_or(&When::AfterPaying), cancel)
+        (*when.choose(rng).unwrap_or(&When::After), cancel)
     });
     let refund = (cancel.is_none() && rng.random_bool(0.06)).then(|| Refund {
         request_id: uuid(rng).to_string(),
@@ -306,14 +306,14 @@ fn card_number(rng: &mut StdRng, outcome: Outcome) -> String {
                 cards::INSUFFICIENT_FUNDS,
                 cards::PROCESSING_ERROR,
             ];
-            match declined.choose(rng).filter(|_| serial % 2 == 0) {
+            match declined.choose(rng).filter(|_| serial.is_multiple_of(2)) {
                 Some(card) => (*card).to_owned(),
                 None => cards::fault(Fault::Declined, Fault::None, serial),
             }
         }
         Outcome::Blocked => {
             let blocked = [cards::LOST, cards::STOLEN, cards::FRAUDULENT];
-            match blocked.choose(rng).filter(|_| serial % 2 == 0) {
+            match blocked.choose(rng).filter(|_| serial.is_multiple_of(2)) {
                 Some(card) => (*card).to_owned(),
                 None => cards::fault(Fault::Stolen, Fault::None, serial),
             }
