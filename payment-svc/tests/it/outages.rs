@@ -130,3 +130,25 @@ async fn what_is_pending_shows() {
     .await;
     replica.stop().await;
 }
+
+/// A process that is asked to stop does not wait for a provider that does not answer; the next one goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_does_not_wait_for_the_provider() {
+    let mut stage = Stage::new().await;
+    let replica = stage.replica().await;
+    let order = Order::new();
+    let method = replica.client.method(order.user, cards::VISA).await;
+    stage.sandbox.pause().expect("frozen");
+    stage.publish_placed(&order, Some(&method)).await;
+    let tried = "SELECT delays > 0 FROM payments WHERE order_id = $1";
+    stage.until("it was tried", tried, order.id).await;
+    let begun = std::time::Instant::now();
+    replica.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    stage.sandbox.resume().expect("resumed");
+    let replica = stage.replica().await;
+    stage.until_payments(&order, &["received"]).await;
+    assert_eq!(stage.ledger(&order).await, (1, 0));
+    stage.is_right().await;
+    replica.stop().await;
+}
