@@ -19,8 +19,8 @@ use crate::{build, chaos, ui};
 /// In chaos, the load is spread over at least this long, so that the kills land within it.
 const CHAOS_LOAD_SECONDS: f64 = 10.0;
 /// Otherwise a load that is small enough comes at a rate at which latencies say something; a large one as it can.
-const ORDERS_PER_SECOND: f64 = 50.0;
-const LONGEST_PACED_LOAD_SECONDS: f64 = 10.0;
+const ORDERS_PER_SECOND: f64 = 30.0;
+const LONGEST_PACED_LOAD_SECONDS: f64 = 20.0;
 
 /// In chaos, a relay that takes over waits so long at most, and there are several takeovers within the load.
 const CHAOS_LEASE: Duration = Duration::from_secs(1);
