@@ -191,6 +191,7 @@ async fn an_order_that_is_not_known_is_waited_for() {
 async fn those_who_wait_are_bounded() {
     let stage = Stage::new().await;
     let replica = stage.replica_with(&[("payments.max_waiting", "1")]).await;
+    let begun = std::time::Instant::now();
     let mut waiting = JoinSet::new();
     for _ in 0..2 {
         let client = replica.client.clone();
@@ -200,6 +201,7 @@ async fn those_who_wait_are_bounded() {
     // One of them has no place, and learns it at once.
     let turned_away = waiting.join_next().await.expect("two").expect("no panic");
     check_status(&turned_away, Code::Unavailable, "ORDER_NOT_KNOWN_YET");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     waiting.abort_all();
     replica.stop().await;
 }
