@@ -1,7 +1,6 @@
 //! The views in PostgreSQL. Nothing else here names the schema.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::QueryResult;
@@ -57,9 +56,6 @@ diesel::table! {
 
 /// PostgreSQL takes at most 65,535 parameters in a statement.
 const ROWS_PER_INSERT: usize = 2_000;
-
-/// How often a read is tried when the connection turns out to be broken.
-const ATTEMPTS: usize = 2;
 
 /// The tables of this service; those of the consumer runtime come beside them.
 pub const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
@@ -325,27 +321,17 @@ pub async fn reached(
         .collect())
 }
 
-/// One statement that changes nothing: tried again on another connection when the one it got was broken.
+/// Statements that change nothing.
 async fn read<T, F>(db: &Db, deadline: Deadline, query: F) -> Result<T, DbError>
 where
-    F: for<'c> Fn(&'c mut AsyncPgConnection) -> BoxFuture<'c, QueryResult<T>>,
+    T: Send,
+    F: for<'c> Fn(&'c mut AsyncPgConnection) -> BoxFuture<'c, QueryResult<T>> + Send + Sync,
 {
-    let mut attempt = 1;
-    loop {
-        let mut connection = db.get(deadline).await?;
-        let answer = tokio::time::timeout(deadline.remaining().max(MINIMUM), query(&mut connection)).await;
-        match answer
-            .map_err(|_| DbError::DeadlinePassed)?
-            .map_err(DbError::from)
-        {
-            Err(DbError::Unreachable(_)) if attempt < ATTEMPTS => attempt += 1,
-            answer => return answer,
-        }
-    }
+    db.read(deadline, &query, |connection, query| {
+        Box::pin(async move { Ok(query(connection).await?) })
+    })
+    .await
 }
-
-/// Less than this is no time to ask a database anything.
-const MINIMUM: Duration = Duration::from_millis(1);
 
 impl Row {
     fn of(view: &OrderView) -> QueryResult<Self> {

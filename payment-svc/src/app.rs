@@ -12,7 +12,7 @@ use service::db::{Db, DbError, TransactionError};
 use service::deadline::Deadline;
 use service::requests::{self, Claim, RequestError, RequestKey};
 use service::telemetry;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -127,6 +127,8 @@ pub struct Payments {
     pub provider: Provider,
     pub access: Access,
     pub driver: Driver,
+    /// Room for payments that calls bring on. Where there is none, they are left to the settler.
+    pub drives: Arc<Semaphore>,
     pub facts: Facts,
     pub waits: Arc<Waits>,
     /// Ends what commands bring on, between two steps; the settler of a later process goes on.
@@ -187,6 +189,7 @@ impl Payments {
             }
             Err(error) => return Err(error),
         };
+        let room = self.room();
         // Chosen here, so that it stays the same when the transaction has to be begun again.
         let start = Start {
             id: PaymentId(Uuid::now_v7()),
@@ -195,11 +198,16 @@ impl Payments {
             order_id: command.order_id,
             amount: command.amount,
             method_id,
-            lease: self.driver.lease(),
+            lease: self.lease(&room),
         };
-        self.begin(deadline, answer_by, Status::Pending, start, |conn, start| {
-            Box::pin(pay(conn, start))
-        })
+        self.begin(
+            deadline,
+            answer_by,
+            Status::Pending,
+            start,
+            room,
+            |conn, start| Box::pin(pay(conn, start)),
+        )
         .await
     }
 
@@ -209,12 +217,14 @@ impl Payments {
     /// [`CommandError`]
     pub async fn refund(&self, deadline: Deadline, command: RefundWhole) -> Result<Payment, CommandError> {
         let answer_by = answer_by(deadline);
-        let input = (command, self.driver.lease());
+        let room = self.room();
+        let input = (command, self.lease(&room));
         self.begin(
             deadline,
             answer_by,
             Status::RefundPending,
             input,
+            room,
             |conn, (command, lease)| Box::pin(refund(conn, command, *lease)),
         )
         .await
@@ -236,14 +246,25 @@ impl Payments {
             .ok_or(Missing::Payment)?)
     }
 
-    /// Runs a transaction that stores what is to be done, and then does it, in a task that nobody drops. Answers when it is
-    /// done, or as far as it is when the time has come. `unsettled` is the status that is waited out.
+    /// Room to bring a payment on, if there is any.
+    fn room(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.drives).try_acquire_owned().ok()
+    }
+
+    /// How long the payment belongs to this call; not at all if it cannot bring it on.
+    fn lease(&self, room: &Option<OwnedSemaphorePermit>) -> Duration {
+        room.as_ref().map_or(Duration::ZERO, |_| self.driver.lease())
+    }
+
+    /// Runs a transaction that stores what is to be done, and then, if there is room, does it, in a task that nobody drops.
+    /// Answers when it is done, or as far as it is when the time has come. `unsettled` is the status that is waited out.
     async fn begin<I, F>(
         &self,
         deadline: Deadline,
         answer_by: Instant,
         unsettled: Status,
         input: I,
+        room: Option<OwnedSemaphorePermit>,
         transaction: F,
     ) -> Result<Payment, CommandError>
     where
@@ -271,7 +292,10 @@ impl Payments {
             }
             // Nobody listens any more when the client has gone.
             let _ = tell.send(begun.payment);
-            if drives && let Err(error) = this.driver.drive(due, &this.stop).await {
+            if drives
+                && room.is_some()
+                && let Err(error) = this.driver.drive(due, &this.stop).await
+            {
                 tracing::warn!(
                     entity.id = %due.payment_id, error = %telemetry::chain(&error),
                     "a payment cannot be brought on, and is taken up again later"

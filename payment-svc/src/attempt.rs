@@ -4,6 +4,9 @@
 //! brought into the next step's transaction, which locks the order and the payment and decides anew: so it does not matter how
 //! many drivers there are, or where one of them was killed. What is to be called, and under which key, is stored before the call.
 
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound as _, Utc};
@@ -24,21 +27,41 @@ use crate::provider::{
 };
 use crate::store::{self, Due, Fact, Lock, StoreError};
 
-/// Steps that a driver takes in one go. An ordinary payment has four; more means that the provider goes round in circles.
+/// Steps that a driver takes in one go. An ordinary payment has three; many more mean that the provider goes round in circles.
 const STEPS: usize = 12;
 
 /// How long a step may wait for a connection.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often a provider that did not let us in is asked whether it does now.
+const KNOCK_EVERY: Duration = Duration::from_secs(5);
+
 /// Whether the provider lets us in, for readiness.
 #[derive(Debug, Clone)]
-pub struct Access(Check);
+pub struct Access {
+    check: Check,
+    denied: Arc<AtomicBool>,
+}
 
 impl Access {
     /// Supposes that it does, until it has said otherwise.
     pub fn new(check: Check) -> Self {
         check.set(Ok(()));
-        Self(check)
+        Self {
+            check,
+            denied: Arc::default(),
+        }
+    }
+
+    /// Asks a provider that has shut us out until it lets us in: a replica that is not ready gets no calls from which to learn it.
+    pub async fn watch(self, provider: Provider) -> Result<(), Infallible> {
+        loop {
+            tokio::time::sleep(KNOCK_EVERY).await;
+            if self.denied.load(Ordering::Relaxed) {
+                let answer = provider.list_intents(None, 1).await;
+                self.saw(&answer);
+            }
+        }
     }
 
     /// Learns from an answer.
@@ -46,11 +69,15 @@ impl Access {
         match answer {
             Err(error @ CallError::Unauthorized) => {
                 tracing::error!(error = %chain(error), "no payment can be taken or given back");
-                self.0.set(Err(error.to_string()));
+                self.denied.store(true, Ordering::Relaxed);
+                self.check.set(Err(error.to_string()));
             }
             // Tells nothing about the key.
             Err(CallError::Unknown(_)) => {}
-            Ok(_) | Err(_) => self.0.set(Ok(())),
+            Ok(_) | Err(_) => {
+                self.denied.store(false, Ordering::Relaxed);
+                self.check.set(Ok(()));
+            }
         }
     }
 }
@@ -160,6 +187,11 @@ impl Driver {
             }
             if !turn.payment.is_unfinished() || stop.is_cancelled() {
                 return Ok(turn.payment);
+            }
+            if matches!(turn.step, Step::Receive) {
+                // Received after its order was cancelled: on with giving it back.
+                (made, seen) = (None, Seen::Nothing);
+                continue;
             }
             match self.call(&turn).await {
                 Learnt::Made(intent, state) => (made, seen) = (Some(intent), state),
@@ -284,6 +316,10 @@ impl Driver {
                         tracing::warn!(entity.id = %payment.id, "a refund failed, and is tried again");
                         Learnt::Nothing
                     }
+                    // The rest of a charge of which somebody gave back a part: all of its refunds have to be looked at.
+                    Ok(refund) if refund.amount < payment.amount.minor_units() => {
+                        Learnt::Seen(Seen::Refund(RefundState::Processing))
+                    }
                     Ok(refund) => Learnt::Seen(Seen::Refund(refund_state(payment, &[refund]))),
                     Err(error) => nothing(turn, "a refund", &error),
                 }
@@ -380,20 +416,22 @@ fn failure(decline: Decline) -> Failure {
 
 /// What the refunds of a charge amount to. Only the whole is ever given back.
 fn refund_state(payment: &Payment, refunds: &[Refund]) -> RefundState {
-    let with = |status| refunds.iter().find(|refund| refund.status == status);
-    match (with(RefundStatus::Succeeded), with(RefundStatus::Pending)) {
-        (Some(refund), _) if refund.amount == payment.amount.minor_units() => {
+    let done = || {
+        refunds
+            .iter()
+            .filter(|refund| refund.status == RefundStatus::Succeeded)
+    };
+    // Somebody may have given back a part by hand: then the provider's next refund is of the rest.
+    let given_back: i64 = done().map(|refund| refund.amount).fold(0, i64::saturating_add);
+    let pending = refunds
+        .iter()
+        .any(|refund| refund.status == RefundStatus::Pending);
+    match done().next() {
+        Some(refund) if given_back >= payment.amount.minor_units() => {
             RefundState::Done(refund.id.to_string())
         }
-        (Some(refund), _) => {
-            tracing::error!(
-                entity.id = %payment.id, provider.refund = %refund.id,
-                "a part of the charge was given back, by somebody else"
-            );
-            RefundState::Processing
-        }
-        (None, Some(_)) => RefundState::Processing,
-        (None, None) => RefundState::None,
+        _ if pending => RefundState::Processing,
+        _ => RefundState::None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where tests may end the process, in one place. Compiled to nothing without the feature `failpoints`.
 //!
-//! `FAILPOINTS="payment-created=return"` in the environment aborts the process when it comes to that point; the crate `fail`
+//! `FAILPOINTS="payment-stored=return"` in the environment aborts the process when it comes to that point; the crate `fail`
 //! has more actions.
 
 /// A payment and the answer to its request are stored; nothing else has happened.

@@ -15,7 +15,7 @@ use service::db::{Db, SetupError};
 use service::grpc::{GrpcError, GrpcServer};
 use service::requests;
 use service::shutdown::{BoxError, Supervisor, TaskError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding;
 
@@ -84,6 +84,8 @@ pub struct App {
     consumer: consumer::Consumer<Orders>,
     settler: Settler,
     gauges: Gauges,
+    access: Access,
+    provider: Provider,
     readiness: Readiness,
     grpc: GrpcServer,
     admin: AdminServer,
@@ -125,9 +127,11 @@ impl Config {
         let payments = app::Payments {
             db: db.clone(),
             commands: commands.clone(),
-            provider,
-            access,
+            provider: provider.clone(),
+            access: access.clone(),
             driver,
+            // As many as there may be calls: what clients have given up on goes on, and counts.
+            drives: Arc::new(Semaphore::new(self.grpc.max_concurrent_calls)),
             facts,
             waits,
             stop: stop_commands.clone(),
@@ -157,6 +161,8 @@ impl Config {
             consumer,
             settler,
             gauges,
+            access,
+            provider,
             readiness,
             grpc,
             admin,
@@ -190,6 +196,8 @@ impl App {
             consumer,
             settler,
             gauges,
+            access,
+            provider,
             readiness,
             grpc,
             admin,
@@ -206,6 +214,7 @@ impl App {
         tasks.spawn("settler", settler.run(shutdown));
         tasks.spawn_background("admin", admin.serve());
         tasks.spawn_background("gauges", gauges.watch(db.clone()));
+        tasks.spawn_background("provider watch", access.watch(provider));
         tasks.spawn_background(
             "orders watch",
             subscription::watch(status, readiness.check("orders")),

@@ -100,7 +100,7 @@ fn read(record: &Record) -> Result<(OrderId, OrderNews), RecordError> {
     Ok((id, news))
 }
 
-/// Errors of the data halt the record that they come from, all others are waited out.
+/// What the database refuses halts its partition. All else is waited out, also a row that cannot be read: an operator has to mend it.
 fn store_error(error: StoreError) -> HandlerError {
     match error {
         StoreError::Database(DbError::Refused(error)) => HandlerError::Database(error),

@@ -49,7 +49,7 @@ impl Settler {
         let mut driving: JoinSet<()> = JoinSet::new();
         let mut failing = false;
         while !shutdown.is_cancelled() {
-            let free = self.concurrency - driving.len();
+            let free = self.concurrency.saturating_sub(driving.len());
             let mut found = 0;
             match self.claim(free).await {
                 Ok(claimed) => {

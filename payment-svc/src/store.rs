@@ -1,8 +1,8 @@
 //! Payments, payment methods and known orders in PostgreSQL: the only module that knows the schema, and the only one that
 //! writes.
 //!
-//! [`save`] is the only public write of a payment's state. It takes the new state together with its events, so state without
-//! event cannot be written. Whoever decides about an order or a payment locks the order's row first, then the payment's.
+//! [`save`] and [`start_all`] are the only public writes of a payment's state. They take the new state together with its events, so
+//! state without event cannot be written. Whoever decides about an order or a payment locks the order's row first, then the payment's.
 
 use diesel::result::Error as DieselError;
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};

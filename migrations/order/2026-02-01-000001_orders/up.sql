@@ -13,7 +13,7 @@ CREATE TABLE orders (
     currency text COLLATE "C" NOT NULL CHECK (currency ~ '^[A-Z]{3}$'),
     user_email text CHECK (length(user_email) BETWEEN 3 AND 254),
     payment_method_id uuid,
-    -- Cancelled unless paid by then.
+    -- Overdue unless paid by then.
     pay_by timestamptz NOT NULL,
     created_at timestamptz NOT NULL,
     -- When the last event happened.

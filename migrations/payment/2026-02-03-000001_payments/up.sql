@@ -66,7 +66,7 @@ CREATE TABLE payments (
     next_step_at timestamptz,
     -- Part of the keys by which the provider recognises repeats. Stored before the call.
     tries integer NOT NULL CHECK (tries > 0),
-    -- How often in a row nothing could be learnt.
+    -- How often nothing could be learnt.
     delays integer NOT NULL CHECK (delays >= 0),
     -- The request or event that caused what happens next, and its trace.
     causation_id uuid NOT NULL,

@@ -114,6 +114,9 @@ fn decline(code: &str) -> Decline {
     Decline { reason, another_try }
 }
 
+/// The longest code that is kept, in characters; it is logged.
+const MAX_CODE: usize = 64;
+
 const AMOUNT_NOT_SUPPORTED: &str = "amount_not_supported";
 
 /// An amount that the provider cannot take; it was not asked.
@@ -275,7 +278,7 @@ fn failure(answer: &Answer) -> CallError {
             Ok(ErrorBody { error }) if error.kind == "idempotency_error" => CallError::KeyReused,
             Ok(ErrorBody { error }) => CallError::Refused {
                 decline: error.decline(),
-                code: error.code.unwrap_or(error.kind),
+                code: error.code.unwrap_or(error.kind).chars().take(MAX_CODE).collect(),
             },
             // Somebody in between said so, not the provider.
             Err(_) => unknown(),
