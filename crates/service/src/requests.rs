@@ -211,10 +211,13 @@ pub async fn clean_once(db: &Db, keep: Duration) -> Result<usize, DbError> {
     let mut conn = db.get(Deadline::after(Duration::from_secs(5))).await?;
     // Rows that another replica is removing are left to it.
     let removed = diesel::sql_query(
-        "DELETE FROM requests WHERE (caller, method, request_id) IN (
+        // Materialized, since a plan that ran the inner query once per outer row would remove more than the limit.
+        "WITH old AS MATERIALIZED (
              SELECT caller, method, request_id FROM requests
              WHERE created_at < now() - make_interval(secs => $1)
-             ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED)",
+             ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+         DELETE FROM requests r USING old
+         WHERE (r.caller, r.method, r.request_id) = (old.caller, old.method, old.request_id)",
     )
     .bind::<Double, _>(keep.as_secs_f64())
     .bind::<BigInt, _>(CLEAN_BATCH)
