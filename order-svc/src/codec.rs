@@ -7,6 +7,7 @@ use contracts::catalogue::order as names;
 use contracts::shop::order::events::v1 as proto;
 use contracts::shop::order::v1 as api;
 use contracts::wire::{self, time, timestamp};
+use event_store::NewEvent;
 use prost::Message as _;
 use uuid::Uuid;
 
@@ -14,15 +15,6 @@ use crate::domain::{
     Cancellation, CancelledBy, Event, Items, Line, NewOrder, Order, OrderId, Payment, PaymentMethodId,
     ProductId, Shipment, Status, UserId,
 };
-
-/// The bytes of an event, as they are stored and published.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Encoded {
-    pub event_type: &'static str,
-    pub schema_version: i32,
-    pub data_schema: Option<&'static str>,
-    pub payload: Vec<u8>,
-}
 
 /// Why stored bytes are not an event.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +30,7 @@ pub enum DecodeError {
 }
 
 /// Encodes an event of an order.
-pub fn encode(id: OrderId, event: &Event) -> Encoded {
+pub fn encode(id: OrderId, event: &Event) -> NewEvent {
     let order_id = id.to_string();
     let (event_type, payload) = match event {
         Event::Placed { order, at } => (names::PLACED, placed(order, *at).encode_to_vec()),
@@ -115,11 +107,12 @@ pub fn encode(id: OrderId, event: &Event) -> Encoded {
         }
     };
     let data_schema = contracts::catalogue::message_name(event_type, 1);
-    Encoded {
+    NewEvent {
         event_type,
         schema_version: 1,
         data_schema,
         payload,
+        occurred_at: event.at(),
     }
 }
 
@@ -437,7 +430,7 @@ mod tests {
     #[test]
     fn what_is_not_an_event_is_refused() {
         for event in every_event() {
-            let Encoded {
+            let NewEvent {
                 event_type, payload, ..
             } = encode(id(), &event);
             assert!(

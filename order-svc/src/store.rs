@@ -215,7 +215,7 @@ pub async fn save(
     let events: Vec<NewEvent> = change
         .events()
         .iter()
-        .map(|event| new_event(order.id, event))
+        .map(|event| codec::encode(order.id, event))
         .collect();
     let entity = Entity {
         entity_type: ENTITY_TYPE,
@@ -235,17 +235,6 @@ pub async fn save(
         version,
     };
     Ok((before + 1..).zip(&events).zip(ids).map(recorded).collect())
-}
-
-fn new_event(id: OrderId, event: &Event) -> NewEvent {
-    let encoded = codec::encode(id, event);
-    NewEvent {
-        event_type: encoded.event_type,
-        schema_version: encoded.schema_version,
-        data_schema: encoded.data_schema,
-        payload: encoded.payload,
-        occurred_at: event.at(),
-    }
 }
 
 /// Stored events of an order after a version, oldest first.

@@ -7,6 +7,7 @@ use contracts::shop::order::events::v1 as order_proto;
 use contracts::shop::payment::events::v1 as proto;
 use contracts::shop::payment::v1 as api;
 use contracts::wire::{self, time, timestamp};
+use event_store::NewEvent;
 use prost::Message as _;
 use uuid::Uuid;
 
@@ -14,15 +15,6 @@ use crate::domain::{
     CardSummary, Event, Facts, Failure, OrderId, OrderNews, Payment, PaymentId, PaymentMethodId, Reason,
     Status, UserId,
 };
-
-/// The bytes of an event, as they are stored and published.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Encoded {
-    pub event_type: &'static str,
-    pub schema_version: i32,
-    pub data_schema: Option<&'static str>,
-    pub payload: Vec<u8>,
-}
 
 /// Why bytes are not an event.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +30,7 @@ pub enum DecodeError {
 }
 
 /// Encodes an event of a payment.
-pub fn encode(id: PaymentId, event: &Event) -> Encoded {
+pub fn encode(id: PaymentId, event: &Event) -> NewEvent {
     let payment_id = id.to_string();
     let facts = event.facts();
     let order_id = facts.order_id.to_string();
@@ -89,11 +81,12 @@ pub fn encode(id: PaymentId, event: &Event) -> Encoded {
             .encode_to_vec(),
         ),
     };
-    Encoded {
+    NewEvent {
         event_type,
         schema_version: 1,
         data_schema: contracts::catalogue::message_name(event_type, 1),
         payload,
+        occurred_at: event.at(),
     }
 }
 

@@ -158,7 +158,7 @@ pub async fn save(
     let new_events: Vec<NewEvent> = change
         .events()
         .iter()
-        .map(|event| new_event(payment.id, event))
+        .map(|event| codec::encode(payment.id, event))
         .collect();
     let before = change.before().map_or(0, |(_, version)| version);
     let entity = Entity {
@@ -251,17 +251,6 @@ fn facts(change: &Change, new_events: &[NewEvent], ids: &[Uuid]) -> Vec<Fact> {
         facts.push(fact(payment.status, payment.version, None));
     }
     facts
-}
-
-fn new_event(id: PaymentId, event: &Event) -> NewEvent {
-    let encoded = codec::encode(id, event);
-    NewEvent {
-        event_type: encoded.event_type,
-        schema_version: encoded.schema_version,
-        data_schema: encoded.data_schema,
-        payload: encoded.payload,
-        occurred_at: event.at(),
-    }
 }
 
 /// A stored event as the domain knows it.
