@@ -1,6 +1,7 @@
 //! Cards: whether a number can be one, whose it is, and how it behaves. The number itself goes no further than this.
 
 use serde::{Deserialize, Serialize};
+use service::validate::has_check_digit;
 
 /// Why a bank says no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,19 +129,7 @@ fn fault(code: &str) -> Fault {
 
 /// Whether a number can be a card's: 12 to 19 digits, the last of which is Luhn's check digit.
 pub fn is_valid(number: &str) -> bool {
-    if !(12..=19).contains(&number.len()) || !number.bytes().all(|byte| byte.is_ascii_digit()) {
-        return false;
-    }
-    let sum: u32 = number
-        .bytes()
-        .rev()
-        .zip([1, 2].into_iter().cycle())
-        .map(|(byte, weight)| {
-            let product = u32::from(byte - b'0') * weight;
-            product / 10 + product % 10
-        })
-        .sum();
-    sum.is_multiple_of(10)
+    (12..=19).contains(&number.len()) && has_check_digit(number)
 }
 
 /// Whose card it is, by its first digits.

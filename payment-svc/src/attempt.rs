@@ -5,8 +5,6 @@
 //! many drivers there are, or where one of them was killed. What is to be called, and under which key, is stored before the call.
 
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound as _, Utc};
@@ -38,26 +36,20 @@ const KNOCK_EVERY: Duration = Duration::from_secs(5);
 
 /// Whether the provider lets us in, for readiness.
 #[derive(Debug, Clone)]
-pub struct Access {
-    check: Check,
-    denied: Arc<AtomicBool>,
-}
+pub struct Access(Check);
 
 impl Access {
     /// Supposes that it does, until it has said otherwise.
     pub fn new(check: Check) -> Self {
         check.set(Ok(()));
-        Self {
-            check,
-            denied: Arc::default(),
-        }
+        Self(check)
     }
 
     /// Asks a provider that has shut us out until it lets us in: a replica that is not ready gets no calls from which to learn it.
     pub async fn watch(self, provider: Provider) -> Result<(), Infallible> {
         loop {
             tokio::time::sleep(KNOCK_EVERY).await;
-            if self.denied.load(Ordering::Relaxed) {
+            if !self.0.holds() {
                 let answer = provider.list_intents(None, 1).await;
                 self.saw(&answer);
             }
@@ -69,15 +61,11 @@ impl Access {
         match answer {
             Err(error @ CallError::Unauthorized) => {
                 tracing::error!(error = %chain(error), "no payment can be taken or given back");
-                self.denied.store(true, Ordering::Relaxed);
-                self.check.set(Err(error.to_string()));
+                self.0.set(Err(error.to_string()));
             }
             // Tells nothing about the key.
             Err(CallError::Unknown(_)) => {}
-            Ok(_) | Err(_) => {
-                self.denied.store(false, Ordering::Relaxed);
-                self.check.set(Ok(()));
-            }
+            Ok(_) | Err(_) => self.0.set(Ok(())),
         }
     }
 }

@@ -10,7 +10,7 @@ use service::deadline::Deadline;
 use service::requests::RequestKey;
 use service::status::{Domain, RETRY_DELAY};
 use service::telemetry::chain;
-use service::validate::Fields;
+use service::validate::{Fields, has_check_digit};
 use tonic::{Code, Request, Response, Status};
 
 use crate::app::{CommandError, CreateMethod, Missing, Pay, PayBy, Payments, RefundWhole, card_refusal};
@@ -229,20 +229,9 @@ fn has_digits(text: &SecretString, lengths: std::ops::RangeInclusive<usize>) -> 
     lengths.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// 12 to 19 digits, the last of which is the check digit of Luhn's algorithm (ISO/IEC 7812-1).
 fn is_card_number(text: &SecretString) -> bool {
     use secrecy::ExposeSecret as _;
-    let sum: u32 = text
-        .expose_secret()
-        .bytes()
-        .rev()
-        .zip([1, 2].into_iter().cycle())
-        .map(|(byte, weight)| {
-            let digit = u32::from(byte.wrapping_sub(b'0')) * weight;
-            digit / 10 + digit % 10
-        })
-        .sum();
-    has_digits(text, 12..=19) && sum.is_multiple_of(10)
+    has_digits(text, 12..=19) && has_check_digit(text.expose_secret())
 }
 
 impl From<CommandError> for Status {

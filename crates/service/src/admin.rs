@@ -63,6 +63,16 @@ impl Check {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(self.name, state);
     }
+
+    /// Whether the condition was said to hold last.
+    pub fn holds(&self) -> bool {
+        let checks = self
+            .readiness
+            .checks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        checks.get(self.name).is_some_and(Result::is_ok)
+    }
 }
 
 /// The admin server, listening but not serving yet.

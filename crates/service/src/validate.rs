@@ -136,14 +136,19 @@ fn is_card_number(digits: &[u32]) -> bool {
     if !(13..=19).contains(&digits.len()) || !(2..=6).contains(&digits[0]) {
         return false;
     }
+    luhn(digits.iter().copied())
+}
+
+/// Whether text is digits, the last of which is the check digit of Luhn's algorithm (ISO/IEC 7812-1, annex B).
+pub fn has_check_digit(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && luhn(text.bytes().map(|byte| u32::from(byte - b'0')))
+}
+
+fn luhn(digits: impl DoubleEndedIterator<Item = u32>) -> bool {
     let sum: u32 = digits
-        .iter()
         .rev()
-        .enumerate()
-        .map(|(position, digit)| match (position % 2, digit * 2) {
-            (0, _) => *digit,
-            (_, doubled) => doubled / 10 + doubled % 10,
-        })
+        .zip([1, 2].into_iter().cycle())
+        .map(|(digit, weight)| digit * weight / 10 + digit * weight % 10)
         .sum();
     sum.is_multiple_of(10)
 }
@@ -178,6 +183,26 @@ mod tests {
             "424242424242",
         ] {
             assert!(!contains_card_number(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn check_digits() {
+        for text in [
+            "4242424242424242",
+            "378282246310005",
+            "4222222222222",
+            "79927398713",
+        ] {
+            assert!(has_check_digit(text), "{text}");
+        }
+        for text in [
+            "4242424242424241",
+            "4242 4242 4242 4242",
+            "424242424242424\u{0664}",
+            "79927398710",
+        ] {
+            assert!(!has_check_digit(text), "{text}");
         }
     }
 
