@@ -461,15 +461,20 @@ impl Client {
 
     /// A method of this user.
     pub(crate) async fn method(&self, user: Uuid, number: &str) -> String {
-        let request = api::CreatePaymentMethodRequest {
-            request_id: id(),
-            user_id: user.to_string(),
-            card: Some(card(number)),
-        };
-        self.create_method(request)
+        self.try_method(user, number)
             .await
             .expect("created")
             .payment_method_id
+    }
+
+    /// The same, or why not.
+    pub(crate) async fn try_method(&self, user: Uuid, number: &str) -> Result<api::PaymentMethod, Status> {
+        self.create_method(api::CreatePaymentMethodRequest {
+            request_id: id(),
+            user_id: user.to_string(),
+            card: Some(card(number)),
+        })
+        .await
     }
 }
 

@@ -1,11 +1,15 @@
 //! The provider killed, frozen, or not letting us in: payments wait, and are settled when it is back.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::common::*;
 use local_stack::cards;
 use local_stack::process::http_get;
 use local_stack::wait;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_provider_is_killed_and_frozen() {
@@ -89,6 +93,53 @@ async fn a_key_that_is_not_accepted_fails_no_payment() {
     stage.until_payments(&order, &["received"]).await;
     stage.is_right().await;
     inside.stop().await;
+}
+
+/// A replica that is not ready gets no calls, so it has to find out by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_lets_us_in_again_is_noticed_without_a_call() {
+    let open = Arc::new(AtomicBool::new(false));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("listening"));
+    let door = tokio::spawn(serve_door(listener, Arc::clone(&open)));
+    let stage = Stage::new().await;
+    let replica = stage.replica_with(&[("provider.base_url", &url)]).await;
+    let order = Order::new();
+    let refused = replica.client.try_method(order.user, cards::VISA).await;
+    check_status(
+        &refused.expect_err("shut out"),
+        tonic::Code::Unavailable,
+        "PROVIDER_UNAVAILABLE",
+    );
+    for (what, status) in [("it is not ready", 503), ("it is ready again", 200)] {
+        wait::until(what, LIMIT, || async {
+            let (found, _) = http_get(replica.admin, "/readyz").await?;
+            Ok((found == status).then_some(()))
+        })
+        .await
+        .expect(what);
+        open.store(true, Ordering::Relaxed);
+    }
+    replica.stop().await;
+    door.abort();
+}
+
+/// A provider with no charges, which refuses every request until it is open.
+async fn serve_door(listener: TcpListener, open: Arc<AtomicBool>) {
+    loop {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut request = vec![0; 64 << 10];
+        let _ = stream.read(&mut request).await;
+        let (status, body) = if open.load(Ordering::Relaxed) {
+            ("200 OK", r#"{"object":"list","data":[],"has_more":false}"#)
+        } else {
+            ("403 Forbidden", r#"{"error":{"type":"invalid_request_error"}}"#)
+        };
+        let length = body.len();
+        let answer =
+            format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+        let _ = stream.write_all(answer.as_bytes()).await;
+    }
 }
 
 /// Metrics say what is going on.
