@@ -27,7 +27,7 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use uuid::Uuid;
 
 /// Creates the outbox table and the relay's progress table.
-pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
+pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
 mod schema {
     diesel::table! {
