@@ -101,9 +101,10 @@ def add(conn, account, amount):
 
 
 def main():
+    url = os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL to the bank's database")
     transfers = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     # autocommit: transactions begin and end where the code says so.
-    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as conn:
+    with psycopg.connect(url, autocommit=True) as conn:
         open_accounts(conn)
         made = 0
         for n in range(transfers):
