@@ -1,17 +1,25 @@
 //! Configuration of the relay.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use service::config::{Admin, Instance, Kafka, Log, Reader, Reported, Telemetry};
+
+pub use connection::{Connection, Pooling};
+pub use layout::{Columns, HeaderStyle, Headers, Layout, Profile};
+pub use names::{TableName, TopicTemplate};
+
+mod connection;
+mod layout;
+mod names;
+mod producer;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What the relay's environment variables start with.
 pub const ENV_PREFIX: &str = "OUTBOX_RELAY_";
@@ -24,6 +32,8 @@ pub struct Config {
     pub log: Log,
     pub telemetry: Telemetry,
     pub kafka: Kafka,
+    /// `kafka.sasl_password`, which may come from a file.
+    pub sasl_password: Option<SecretString>,
     /// By name.
     pub outboxes: BTreeMap<String, Outbox>,
 }
@@ -31,10 +41,17 @@ pub struct Config {
 /// `[outbox.<name>]`: one outbox table.
 #[derive(Debug, Clone)]
 pub struct Outbox {
-    pub database_url: SecretString,
+    pub connection: Connection,
     pub table: TableName,
+    pub layout: Layout,
     /// Where rows go that name no topic.
     pub topic: TopicTemplate,
+    /// What versions promise.
+    pub versions: Versions,
+    /// What must have happened to a row before it is published.
+    pub durability: Durability,
+    /// How long published rows stay replayable; `None`: for ever.
+    pub retention: Option<Duration>,
     /// Pause between polls while rows come.
     pub poll_min: Duration,
     /// Pause between polls while none come.
@@ -51,10 +68,62 @@ pub struct Outbox {
     pub delivery_timeout: Duration,
 }
 
+/// What the versions of an entity's rows promise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Versions {
+    /// They count by one: an entity whose versions do not is frozen before its consumers see a gap.
+    #[default]
+    Contiguous,
+    /// Nothing.
+    Unchecked,
+}
+
+impl std::str::FromStr for Versions {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "contiguous" => Ok(Self::Contiguous),
+            "unchecked" => Ok(Self::Unchecked),
+            _ => Err("must be contiguous or unchecked"),
+        }
+    }
+}
+
+/// How safe a row must be before it is published. With `synchronous_commit = off`, a row can be seen and then be gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// On the server's disk.
+    #[default]
+    Flushed,
+    /// On the disks of its synchronous standbys too.
+    Replicated,
+    /// Committed.
+    Committed,
+}
+
+impl std::str::FromStr for Durability {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "flushed" => Ok(Self::Flushed),
+            "replicated" => Ok(Self::Replicated),
+            "committed" => Ok(Self::Committed),
+            _ => Err("must be flushed, replicated or committed"),
+        }
+    }
+}
+
 impl Outbox {
     /// Bound on each statement: several fit into a lease.
     pub fn statement_timeout(&self) -> Duration {
         self.lease_ttl / 3
+    }
+
+    /// How often a replica says that it is there.
+    pub fn heartbeat(&self) -> Duration {
+        self.lease_ttl / 5
     }
 
     /// Nothing is handed to the producer when less than this is left of the lease.
@@ -70,10 +139,12 @@ impl Config {
         let admin = Admin::read(reader, 9100);
         let log = Log::read(reader);
         let telemetry = Telemetry::read(reader);
-        let kafka = Kafka::read(reader).and_then(|kafka| match refused_property(&kafka.properties) {
-            None => Ok(kafka),
-            Some((name, why)) => reader.reject(&format!("kafka.properties.{name}"), why),
-        });
+        let kafka =
+            Kafka::read(reader).and_then(|kafka| match producer::refused_property(&kafka.properties) {
+                None => Ok(kafka),
+                Some((name, why)) => reader.reject(&format!("kafka.properties.{name}"), why),
+            });
+        let sasl_password = reader.optional_secret("kafka.sasl_password");
         let names = reader.children("outbox");
         if names.is_empty() {
             return reader.reject(
@@ -91,130 +162,46 @@ impl Config {
             log: log?,
             telemetry: telemetry?,
             kafka: kafka?,
+            sasl_password: sasl_password?,
             outboxes: outboxes.into_iter().collect::<Result<_, _>>()?,
         })
     }
 
     /// The producer's configuration.
     pub fn producer(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        for (name, value) in PRODUCER_DEFAULTS {
-            config.set(name, value);
-        }
-        for (name, value) in &self.kafka.properties {
-            config.set(name, value);
-        }
-        config.set("bootstrap.servers", &self.kafka.brokers);
-        for (name, value, _) in PRODUCER_FIXED {
-            config.set(name, value);
-        }
-        config
+        producer::config(&self.kafka, self.sasl_password.as_ref())
     }
 
     /// The largest record that the producer takes, in bytes.
     pub fn max_record_bytes(&self) -> usize {
-        self.kafka
-            .properties
-            .get("message.max.bytes")
-            .and_then(|value| value.parse().ok())
-            .unwrap_or(DEFAULT_MAX_RECORD_BYTES)
+        producer::max_record_bytes(&self.kafka)
     }
-}
-
-/// The broker's default.
-const DEFAULT_MAX_RECORD_BYTES: usize = 1_000_012;
-
-/// What fits most; any of it can be overridden.
-const PRODUCER_DEFAULTS: [(&str, &str); 7] = [
-    ("client.id", "outbox-relay"),
-    // Batches form by themselves while a request is in flight; waiting for more only costs latency.
-    ("linger.ms", "0"),
-    ("compression.type", "lz4"),
-    ("batch.num.messages", "10000"),
-    // Bounds what is in flight, and with it the memory.
-    ("queue.buffering.max.messages", "50000"),
-    ("queue.buffering.max.kbytes", "32768"),
-    ("message.max.bytes", "1000012"),
-];
-
-/// What the protocol stands on, and why.
-const PRODUCER_FIXED: [(&str, &str, &str); 7] = [
-    (
-        "enable.idempotence",
-        "true",
-        "the broker could write records twice or out of order",
-    ),
-    ("acks", "all", "an acknowledged record could be lost"),
-    (
-        "max.in.flight.requests.per.connection",
-        "1",
-        "a failed request could be overtaken by the one behind it",
-    ),
-    (
-        "enable.gapless.guarantee",
-        "true",
-        "a record could be written although one before it failed",
-    ),
-    (
-        "message.timeout.ms",
-        "0",
-        "a record could time out while those behind it are written; use outbox.NAME.delivery_timeout",
-    ),
-    (
-        "partitioner",
-        "murmur2_random",
-        "keys would go to other partitions than Java's and this project's clients send them to",
-    ),
-    (
-        "allow.auto.create.topics",
-        "false",
-        "topics would come up with the broker's defaults",
-    ),
-];
-
-/// Names under which librdkafka knows properties of [`PRODUCER_FIXED`] as well.
-const ALIASES: [(&str, &str); 4] = [
-    ("request.required.acks", "acks"),
-    ("max.in.flight", "max.in.flight.requests.per.connection"),
-    ("delivery.timeout.ms", "message.timeout.ms"),
-    ("bootstrap.servers", "metadata.broker.list"),
-];
-
-fn refused_property(properties: &BTreeMap<String, String>) -> Option<(&str, &'static str)> {
-    properties.iter().find_map(|(name, value)| {
-        let canonical = ALIASES
-            .iter()
-            .find(|(alias, _)| alias == name)
-            .map_or(name.as_str(), |(_, name)| name);
-        if canonical == "metadata.broker.list" {
-            return Some((name.as_str(), "give the brokers as kafka.brokers"));
-        }
-        if canonical == "transactional.id" {
-            return Some((name.as_str(), "the relay does not use transactions"));
-        }
-        PRODUCER_FIXED
-            .iter()
-            .find(|(fixed, needed, _)| {
-                *fixed == canonical && needed != value && !(*fixed == "acks" && value == "-1")
-            })
-            .map(|(_, _, why)| (name.as_str(), *why))
-    })
 }
 
 impl Outbox {
     fn read(reader: &mut Reader, name: &str) -> Result<Self, Reported> {
-        let key = |key: &str| format!("outbox.{name}.{key}");
-        let database_url = reader.secret(&key("database_url")).and_then(|url| {
-            match url.expose_secret().parse::<tokio_postgres::Config>() {
-                Ok(_) => Ok(url),
-                Err(_) => reader.reject(
-                    &key("database_url"),
-                    "must be like postgres://user@host:port/database (hidden)",
-                ),
-            }
-        });
+        let section = format!("outbox.{name}");
+        let key = |key: &str| format!("{section}.{key}");
+        let connection = Connection::read(reader, &section);
         let table = reader.or(&key("table"), TableName::default());
-        let topic = reader.or(&key("topic"), TopicTemplate::default());
+        let profile = reader.or(&key("profile"), Profile::default());
+        let layout = Layout::read(reader, &section, profile.unwrap_or_default());
+        let topic = reader.or(
+            &key("topic"),
+            match profile.unwrap_or_default() {
+                Profile::CloudEvents => TopicTemplate::default(),
+                Profile::Debezium => TopicTemplate::prefixed("outbox.event"),
+            },
+        );
+        let versions = reader.or(&key("versions"), Versions::default());
+        let durability = reader.or(&key("durability"), Durability::default());
+        let retention = match reader.optional::<String>(&key("retention")) {
+            Ok(Some(text)) if text == "forever" => Ok(None),
+            Ok(_) => reader
+                .duration(&key("retention"), 7 * DAY, SECOND..=3650 * DAY)
+                .map(Some),
+            Err(reported) => Err(reported),
+        };
         let poll_min = reader.duration(&key("poll_min"), MS, MS..=SECOND);
         let poll_max = reader.duration(&key("poll_max"), 20 * MS, MS..=MINUTE);
         let lease_ttl = reader.duration(&key("lease_ttl"), 10 * SECOND, SECOND..=10 * MINUTE);
@@ -222,10 +209,15 @@ impl Outbox {
         let fetch_rows = reader.number(&key("fetch_rows"), 5_000, 1..=100_000);
         let fetch_bytes = reader.number(&key("fetch_bytes"), 8 << 20, 1 << 10..=1 << 30);
         let delivery_timeout = reader.duration(&key("delivery_timeout"), MINUTE, SECOND..=10 * MINUTE);
+        profile?;
         let outbox = Self {
-            database_url: database_url?,
+            connection: connection?,
             table: table?,
+            layout: layout?,
             topic: topic?,
+            versions: versions?,
+            durability: durability?,
+            retention: retention?,
             poll_min: poll_min?,
             poll_max: poll_max?,
             lease_ttl: lease_ttl?,
@@ -247,102 +239,6 @@ impl Outbox {
     }
 }
 
-/// A table with its schema.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TableName {
-    schema: String,
-    name: String,
-}
-
-impl TableName {
-    pub fn schema(&self) -> &str {
-        &self.schema
-    }
-
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// As an SQL identifier.
-    pub fn quoted(&self) -> String {
-        self.sibling_quoted(&self.name)
-    }
-
-    /// Another table of the same schema, as an SQL identifier.
-    pub fn sibling_quoted(&self, name: &str) -> String {
-        format!("{}.{}", quote(&self.schema), quote(name))
-    }
-}
-
-fn quote(identifier: &str) -> String {
-    format!("\"{}\"", identifier.replace('"', "\"\""))
-}
-
-impl Default for TableName {
-    fn default() -> Self {
-        Self {
-            schema: "public".to_owned(),
-            name: "outbox".to_owned(),
-        }
-    }
-}
-
-impl fmt::Display for TableName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.schema, self.name)
-    }
-}
-
-impl FromStr for TableName {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (schema, name) = text.split_once('.').unwrap_or(("public", text));
-        if schema.is_empty() || name.is_empty() || name.contains('.') || text.contains('\0') {
-            return Err("must be TABLE or SCHEMA.TABLE, without quotes");
-        }
-        Ok(Self {
-            schema: schema.to_owned(),
-            name: name.to_owned(),
-        })
-    }
-}
-
-/// A topic name in which `{aggregate_type}` stands for the row's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TopicTemplate(String);
-
-const AGGREGATE_TYPE: &str = "{aggregate_type}";
-
-impl TopicTemplate {
-    pub fn topic_of(&self, aggregate_type: &str) -> String {
-        self.0.replace(AGGREGATE_TYPE, aggregate_type)
-    }
-}
-
-impl Default for TopicTemplate {
-    fn default() -> Self {
-        Self(format!("events.{AGGREGATE_TYPE}"))
-    }
-}
-
-impl fmt::Display for TopicTemplate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for TopicTemplate {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.is_empty() || text.replace(AGGREGATE_TYPE, "").contains(['{', '}', '/', ' ']) {
-            return Err("must be a topic name, in which only {aggregate_type} is replaced");
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use service::config;
@@ -360,7 +256,7 @@ mod tests {
     fn little_is_needed() {
         let config = read(MINIMAL).expect("valid");
         let outbox = &config.outboxes["a"];
-        assert_eq!(outbox.table.quoted(), "\"public\".\"outbox\"");
+        assert_eq!(outbox.table.quoted(), "public.outbox");
         assert_eq!(outbox.topic.topic_of("order"), "events.order");
         assert_eq!(config.producer().get("acks"), Some("all"));
     }

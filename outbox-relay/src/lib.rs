@@ -1,9 +1,11 @@
 //! Publishes the rows of outbox tables in PostgreSQL to Kafka: in order per entity, losing nothing.
 //!
-//! `protocol` holds the rules as pure state; `source` speaks with PostgreSQL, `publisher` with Kafka, and `relay` drives
-//! the three for one outbox. [`App`] runs any number of outboxes in one process.
+//! `protocol` holds the rules as pure state; `source` speaks with PostgreSQL, `publisher` with Kafka; `relay` stands by and
+//! starts again, and `term` drives the three while it leads. [`App`] runs any number of outboxes in one process, and
+//! [`commands`] are what people ask beside it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use service::admin::{AdminServer, Readiness};
@@ -12,19 +14,30 @@ use service::{endpoints, telemetry};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub mod commands;
 pub mod config;
+pub mod failpoints;
 pub mod protocol;
+pub mod schema;
 pub mod topics;
 
+mod admin;
+mod database;
+mod figures;
+mod inspect;
+mod leadership;
 mod metrics;
 mod publisher;
 mod record;
 mod relay;
 mod source;
 mod status;
+mod term;
 
 pub use config::Config;
 
+use config::Outbox;
+use leadership::Leadership;
 use metrics::Metrics;
 use relay::{Relay, Stopped};
 use status::Status;
@@ -61,34 +74,55 @@ impl Config {
         let registry = service::metrics::registry("outbox-relay", env!("CARGO_PKG_VERSION"))?;
         let metrics = Metrics::register(&registry)?;
         let readiness = Readiness::default();
+        let leadership = Leadership::default();
+        let relays: Vec<Relay> = self
+            .outboxes
+            .iter()
+            .map(|(name, outbox)| self.relay(name, outbox, &metrics, &leadership))
+            .collect();
+        let shown = relays.iter().map(|relay| admin::ShownOutbox {
+            name: relay.name.clone(),
+            config: relay.config.clone(),
+            status: relay.status.clone(),
+        });
+        let shown = admin::Shown(Arc::new(shown.collect()), self.instance.name.as_str().into());
         let admin = AdminServer::bind(self.admin.listen, registry, readiness.clone())
             .await
-            .map_err(StartError::Admin)?;
+            .map_err(StartError::Admin)?
+            .merge(admin::router(shown));
         if let Some(file) = &self.instance.endpoints_file {
             endpoints::write(file, &[("admin", admin.local_addr())])
                 .await
                 .map_err(StartError::Endpoints)?;
         }
-        let (producer, max_record_bytes) = (self.producer(), self.max_record_bytes());
-        let relays = self
-            .outboxes
-            .into_iter()
-            .map(|(name, config)| Relay {
-                metrics: metrics.of(&name),
-                status: Status::default(),
-                owner: self.instance.name.clone(),
-                producer: producer.clone(),
-                traced: self.telemetry.otlp_endpoint.is_some(),
-                name,
-                config,
-                max_record_bytes,
-            })
-            .collect();
         Ok(App {
             relays,
             admin,
             readiness,
         })
+    }
+
+    fn rendering(&self, name: &str, outbox: &Outbox) -> record::Rendering {
+        record::Rendering {
+            layout: outbox.layout.clone(),
+            topic: outbox.topic.clone(),
+            source: format!("/{name}"),
+        }
+    }
+
+    fn relay(&self, name: &str, outbox: &Outbox, metrics: &Metrics, leadership: &Leadership) -> Relay {
+        Relay {
+            metrics: metrics.of(name),
+            status: Status::default(),
+            owner: self.instance.name.clone(),
+            producer: self.producer(),
+            traced: self.telemetry.otlp_endpoint.is_some(),
+            rendering: self.rendering(name, outbox),
+            name: name.to_owned(),
+            config: outbox.clone(),
+            max_record_bytes: self.max_record_bytes(),
+            leadership: leadership.clone(),
+        }
     }
 }
 

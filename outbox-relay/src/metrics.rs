@@ -19,6 +19,8 @@ pub(crate) struct Metrics {
     ack: HistogramVec,
     batch: HistogramVec,
     fence_wait: HistogramVec,
+    quarantined_keys: IntGaugeVec,
+    quarantined_rows: IntGaugeVec,
     in_flight: IntGaugeVec,
     floor_lag: IntGaugeVec,
     leader: IntGaugeVec,
@@ -40,6 +42,8 @@ pub(crate) struct OutboxMetrics {
     pub(crate) ack: Histogram,
     pub(crate) batch: Histogram,
     pub(crate) fence_wait: Histogram,
+    pub(crate) quarantined_keys: IntGauge,
+    pub(crate) quarantined_rows: IntGauge,
     pub(crate) in_flight: IntGauge,
     pub(crate) floor_lag: IntGauge,
     pub(crate) leader: IntGauge,
@@ -86,7 +90,7 @@ impl Metrics {
             )?,
             publish_errors: counter(
                 "outbox_relay_publish_errors_total",
-                "Errors that ended a term, by kind: transient ones are retried, a permanent one stops the outbox.",
+                "Errors that ended a term, by kind: transient ones are waited out; permanent ones froze an entity or stopped the outbox.",
                 &["outbox", "kind"],
             )?,
             leader_changes: counter(
@@ -124,6 +128,11 @@ impl Metrics {
                 "From a fence's start to its end.",
                 seconds(),
             )?,
+            quarantined_keys: int_gauge("outbox_relay_quarantined_keys", "Entities that are frozen.")?,
+            quarantined_rows: int_gauge(
+                "outbox_relay_quarantined_rows",
+                "Rows of frozen entities, waiting in quarantine.",
+            )?,
             in_flight: int_gauge(
                 "outbox_relay_inflight_records",
                 "Handed over and not acknowledged.",
@@ -156,6 +165,8 @@ impl Metrics {
             ack: self.ack.with_label_values(label),
             batch: self.batch.with_label_values(label),
             fence_wait: self.fence_wait.with_label_values(label),
+            quarantined_keys: self.quarantined_keys.with_label_values(label),
+            quarantined_rows: self.quarantined_rows.with_label_values(label),
             in_flight: self.in_flight.with_label_values(label),
             floor_lag: self.floor_lag.with_label_values(label),
             leader: self.leader.with_label_values(label),

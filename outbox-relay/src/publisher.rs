@@ -22,17 +22,56 @@ pub(crate) enum PublishError {
     /// No acknowledgement for so long that the producer is given up.
     #[error("Kafka acknowledged nothing for {0:?}")]
     Stalled(Duration),
-    /// This very row will never be taken.
-    #[error("outbox row {id}: {problem}")]
-    Permanent { id: i64, problem: String },
+    /// These were refused for what they are; one of a batch is enough to have all of it refused. `certain`: it is this
+    /// very one.
+    #[error("Kafka refuses {} record(s), of outbox rows {} and on", ids.len(), ids.first().copied().unwrap_or_default())]
+    Refused {
+        ids: Vec<i64>,
+        certain: bool,
+        source: KafkaError,
+    },
 }
 
 /// What was acknowledged or refused since it was last asked.
 #[derive(Debug, Default)]
-struct Deliveries {
-    acknowledged: Vec<i64>,
-    /// The first failure; what follows it is its consequence.
-    failed: Option<(i64, KafkaError)>,
+pub(crate) struct Deliveries {
+    pub(crate) acknowledged: Vec<i64>,
+    failed: Vec<(i64, KafkaError)>,
+}
+
+impl Deliveries {
+    /// The failure, if there was any. What was acknowledged was all the same.
+    pub(crate) fn failure(&mut self) -> Option<PublishError> {
+        let failed = std::mem::take(&mut self.failed);
+        let is_refusal = |error: &KafkaError| error.rdkafka_error_code().is_some_and(is_refusal);
+        let refused: Vec<i64> = failed
+            .iter()
+            .filter(|(_, error)| is_refusal(error))
+            .map(|(id, _)| *id)
+            .collect();
+        let refusal = failed.iter().find(|(_, error)| is_refusal(error)).cloned();
+        match (refusal, failed.into_iter().next()) {
+            // The others failed in its wake.
+            (Some((_, source)), _) => Some(PublishError::Refused {
+                ids: refused,
+                certain: false,
+                source,
+            }),
+            (None, Some((_, source))) => Some(PublishError::Transient {
+                doing: "publish",
+                source,
+            }),
+            (None, None) => None,
+        }
+    }
+}
+
+/// Whether records can go to a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TopicState {
+    There,
+    Missing,
+    Forbidden,
 }
 
 struct Context {
@@ -54,9 +93,7 @@ impl ProducerContext<NoCustomPartitioner> for Context {
         let mut deliveries = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok(_) => deliveries.acknowledged.push(id),
-            Err((error, _)) => {
-                deliveries.failed.get_or_insert_with(|| (id, error.clone()));
-            }
+            Err((error, _)) => deliveries.failed.push((id, error.clone())),
         }
     }
 }
@@ -65,7 +102,6 @@ impl ProducerContext<NoCustomPartitioner> for Context {
 pub(crate) struct Publisher {
     producer: Arc<BaseProducer<Context>>,
     known_topics: HashSet<String>,
-    max_record_bytes: usize,
 }
 
 /// How long to wait for a topic's metadata.
@@ -74,7 +110,7 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 impl Publisher {
     /// # Errors
     /// [`PublishError::Transient`] when the configuration is refused: it was checked at start.
-    pub(crate) fn new(config: &ClientConfig, max_record_bytes: usize) -> Result<Self, PublishError> {
+    pub(crate) fn new(config: &ClientConfig) -> Result<Self, PublishError> {
         let context = Context {
             deliveries: Mutex::default(),
         };
@@ -87,71 +123,46 @@ impl Publisher {
         Ok(Self {
             producer: Arc::new(producer),
             known_topics: HashSet::new(),
-            max_record_bytes,
         })
     }
 
-    /// Checks topic and size of a record, before any record after it is handed over.
+    /// Whether records can go to this topic. That it is there is remembered; that it is not is asked each time.
     ///
     /// # Errors
-    /// [`PublishError::Permanent`] for a record that Kafka would never take.
-    pub(crate) async fn admit(&mut self, record: &Record<'_>) -> Result<(), PublishError> {
-        let refused = |problem| {
-            Err(PublishError::Permanent {
-                id: record.id,
-                problem,
-            })
-        };
-        if record.bytes > self.max_record_bytes {
-            return refused(format!(
-                "its record has {} bytes, and message.max.bytes is {}",
-                record.bytes, self.max_record_bytes
-            ));
+    /// [`PublishError::Transient`] when Kafka does not say.
+    pub(crate) async fn topic(&mut self, name: &str) -> Result<TopicState, PublishError> {
+        if self.known_topics.contains(name) {
+            return Ok(TopicState::There);
         }
-        if self.known_topics.contains(&record.topic) {
-            return Ok(());
-        }
-        let (producer, topic) = (Arc::clone(&self.producer), record.topic.clone());
+        let (producer, topic) = (Arc::clone(&self.producer), name.to_owned());
         let metadata = tokio::task::spawn_blocking(move || {
             producer
                 .client()
                 .fetch_metadata(Some(&topic), METADATA_TIMEOUT)
                 .map(|metadata| {
-                    metadata
-                        .topics()
-                        .iter()
-                        .find(|found| found.name() == topic)
-                        .map(|found| {
-                            (
-                                found.error().map(RDKafkaErrorCode::from),
-                                found.partitions().len(),
-                            )
-                        })
+                    let found = metadata.topics().iter().find(|found| found.name() == topic);
+                    found.map(|found| {
+                        (
+                            found.error().map(RDKafkaErrorCode::from),
+                            found.partitions().len(),
+                        )
+                    })
                 })
         })
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        match metadata {
-            Err(source) => Err(PublishError::Transient {
-                doing: "ask for the topic",
-                source,
-            }),
-            Ok(Some((None, partitions))) if partitions > 0 => {
-                self.known_topics.insert(record.topic.clone());
-                Ok(())
+        let unknown = |source| PublishError::Transient {
+            doing: "ask for the topic",
+            source,
+        };
+        match metadata.map_err(unknown)? {
+            Some((None, partitions)) if partitions > 0 => {
+                self.known_topics.insert(name.to_owned());
+                Ok(TopicState::There)
             }
-            Ok(Some((Some(code), _))) if !is_permanent(code) => Err(PublishError::Transient {
-                doing: "ask for the topic",
-                source: KafkaError::MetadataFetch(code),
-            }),
-            Ok(Some((Some(RDKafkaErrorCode::TopicAuthorizationFailed), _))) => refused(format!(
-                "the broker does not let the relay write to topic {}",
-                record.topic
-            )),
-            Ok(_) => refused(format!(
-                "topic {} does not exist: create it, for example with `outbox-relay create-topics {}=6`",
-                record.topic, record.topic
-            )),
+            Some((Some(RDKafkaErrorCode::TopicAuthorizationFailed), _)) => Ok(TopicState::Forbidden),
+            Some((Some(code), _)) if !is_refusal(code) => Err(unknown(KafkaError::MetadataFetch(code))),
+            _ => Ok(TopicState::Missing),
         }
     }
 
@@ -160,12 +171,10 @@ impl Publisher {
     /// # Errors
     /// When the producer refuses the record.
     pub(crate) fn send(&mut self, record: &mut Record<'_>) -> Result<bool, PublishError> {
-        let opaque = usize::try_from(record.id).map_err(|_| PublishError::Permanent {
-            id: record.id,
-            problem: "its id is negative".to_owned(),
-        })?;
-        let mut message =
-            BaseRecord::<str, [u8], usize>::with_opaque_to(&record.topic, opaque).key(record.key);
+        // Ids start at 1; a table whose ids do not is refused at start.
+        let opaque = usize::try_from(record.id).unwrap_or_default();
+        let topic: &str = &record.topic;
+        let mut message = BaseRecord::<str, [u8], usize>::with_opaque_to(topic, opaque).key(record.key);
         message.headers = record.headers.take();
         message.payload = record.payload;
         match self.producer.send(message) {
@@ -174,49 +183,39 @@ impl Publisher {
                 record.headers = message.headers;
                 Ok(false)
             }
-            Err((error, _)) => Err(classify(record.id, error, "hand a record over")),
+            Err((source, _)) if source.rdkafka_error_code().is_some_and(is_refusal) => {
+                Err(PublishError::Refused {
+                    ids: vec![record.id],
+                    certain: true,
+                    source,
+                })
+            }
+            Err((source, _)) => Err(PublishError::Transient {
+                doing: "hand a record over",
+                source,
+            }),
         }
     }
 
-    /// Serves the producer's callbacks, and returns the ids acknowledged since the last call.
-    ///
-    /// # Errors
-    /// The first refusal. Acknowledgements that came with it are lost: the rows are published again.
-    pub(crate) fn collect(&mut self) -> Result<Vec<i64>, PublishError> {
+    /// Serves the producer's callbacks, and returns what they said since the last call.
+    pub(crate) fn collect(&mut self) -> Deliveries {
         // One call serves one event, a batch of reports. rdkafka spins through the last millisecond of any other
         // timeout.
         const EVENTS_A_CALL: usize = 64;
+        let said = || {
+            let deliveries = self.producer.context().deliveries.lock();
+            let deliveries = deliveries.unwrap_or_else(PoisonError::into_inner);
+            deliveries.acknowledged.len() + deliveries.failed.len()
+        };
         for _ in 0..EVENTS_A_CALL {
-            let before = self
-                .producer
-                .context()
-                .deliveries
-                .lock()
-                .map_or(0, |d| d.acknowledged.len());
+            let before = said();
             self.producer.poll(Duration::ZERO);
-            if self
-                .producer
-                .context()
-                .deliveries
-                .lock()
-                .map_or(0, |d| d.acknowledged.len())
-                == before
-            {
+            if said() == before {
                 break;
             }
         }
-        let deliveries = std::mem::take(
-            &mut *self
-                .producer
-                .context()
-                .deliveries
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
-        if let Some((id, error)) = deliveries.failed {
-            return Err(classify(id, error, "publish"));
-        }
-        Ok(deliveries.acknowledged)
+        let deliveries = self.producer.context().deliveries.lock();
+        std::mem::take(&mut *deliveries.unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Forgets every record that is not acknowledged yet and closes the producer. What was in flight may still have
@@ -230,18 +229,8 @@ impl Publisher {
     }
 }
 
-fn classify(id: i64, error: KafkaError, doing: &'static str) -> PublishError {
-    match error.rdkafka_error_code() {
-        Some(code) if is_permanent(code) => PublishError::Permanent {
-            id,
-            problem: error.to_string(),
-        },
-        _ => PublishError::Transient { doing, source: error },
-    }
-}
-
-/// Whether an error is about the record itself, or about what an operator must change; all else goes away with waiting.
-fn is_permanent(code: RDKafkaErrorCode) -> bool {
+/// Whether an error is about the record or its topic; all else goes away with waiting.
+fn is_refusal(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode::*;
     matches!(
         code,
@@ -256,7 +245,6 @@ fn is_permanent(code: RDKafkaErrorCode) -> bool {
             | UnknownPartition
             | PolicyViolation
             | TopicAuthorizationFailed
-            | ClusterAuthorizationFailed
             | UnsupportedForMessageFormat
     )
 }
@@ -265,8 +253,19 @@ fn is_permanent(code: RDKafkaErrorCode) -> bool {
 mod tests {
     use super::*;
 
+    fn failed(codes: &[RDKafkaErrorCode]) -> Option<PublishError> {
+        let failed = codes.iter().enumerate();
+        let mut deliveries = Deliveries {
+            acknowledged: vec![],
+            failed: failed
+                .map(|(id, code)| (id as i64, KafkaError::MessageProduction(*code)))
+                .collect(),
+        };
+        deliveries.failure()
+    }
+
     #[test]
-    fn errors_of_a_record_are_permanent_and_errors_of_the_broker_are_not() {
+    fn errors_of_a_record_are_refusals_and_errors_of_the_broker_are_not() {
         use RDKafkaErrorCode::*;
         for code in [
             MessageSizeTooLarge,
@@ -274,8 +273,10 @@ mod tests {
             TopicAuthorizationFailed,
             UnknownTopicOrPartition,
         ] {
-            let error = classify(1, KafkaError::MessageProduction(code), "publish");
-            assert!(matches!(error, PublishError::Permanent { id: 1, .. }), "{code:?}");
+            assert!(
+                matches!(failed(&[code]), Some(PublishError::Refused { .. })),
+                "{code:?}"
+            );
         }
         for code in [
             BrokerTransportFailure,
@@ -286,10 +287,18 @@ mod tests {
             PurgeQueue,
             PurgeInflight,
             OutOfOrderSequenceNumber,
+            ClusterAuthorizationFailed,
             Fatal,
         ] {
-            let error = classify(1, KafkaError::MessageProduction(code), "publish");
-            assert!(matches!(error, PublishError::Transient { .. }), "{code:?}");
+            assert!(
+                matches!(failed(&[code]), Some(PublishError::Transient { .. })),
+                "{code:?}"
+            );
+        }
+        assert!(failed(&[]).is_none());
+        match failed(&[PurgeQueue, MessageSizeTooLarge, GaplessGuarantee]) {
+            Some(PublishError::Refused { ids, .. }) => assert_eq!(ids, [1], "the others failed in its wake"),
+            other => panic!("{other:?}"),
         }
     }
 }

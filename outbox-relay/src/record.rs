@@ -1,147 +1,415 @@
 //! A row of the outbox as a Kafka record.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
-use chrono::{DateTime, Utc};
-use envelope::Envelope;
-use rdkafka::message::{Header, OwnedHeaders};
+use chrono::{DateTime, SecondsFormat, Utc};
+use envelope::header;
+use rdkafka::message::{Header, Headers as _, OwnedHeaders};
 use tokio_postgres::Row;
+use tokio_postgres::types::{FromSql, Type};
 use uuid::Uuid;
 
-use crate::config::TopicTemplate;
-use crate::source::column;
+use crate::config::{Columns, HeaderStyle, Layout, TopicTemplate};
+use crate::schema::identifier;
 
 /// What Kafka adds to a record in a batch of its own, at the most: batch header, lengths, offsets, timestamps.
 const RECORD_OVERHEAD: usize = 128;
 
-/// Why a row cannot become a record, whatever is tried.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RecordError {
-    #[error("column {column} cannot be read")]
-    Unreadable {
-        column: &'static str,
-        source: tokio_postgres::Error,
-    },
-    #[error("its metadata must be an object of strings")]
-    Metadata,
-    #[error("its topic {0:?} is not a name that Kafka takes")]
-    Topic(String),
+/// Positions in a row that was read by [`select_list`].
+mod column {
+    pub(super) const ID: usize = 0;
+    pub(super) const EVENT_ID: usize = 1;
+    pub(super) const AGGREGATE_TYPE: usize = 2;
+    pub(super) const AGGREGATE_ID: usize = 3;
+    pub(super) const AGGREGATE_VERSION: usize = 4;
+    pub(super) const EVENT_TYPE: usize = 5;
+    pub(super) const SCHEMA_VERSION: usize = 6;
+    pub(super) const TOPIC: usize = 7;
+    pub(super) const SOURCE: usize = 8;
+    pub(super) const CONTENT_TYPE: usize = 9;
+    pub(super) const DATA_SCHEMA: usize = 10;
+    pub(super) const CORRELATION_ID: usize = 11;
+    pub(super) const CAUSATION_ID: usize = 12;
+    pub(super) const TRACEPARENT: usize = 13;
+    pub(super) const TRACESTATE: usize = 14;
+    pub(super) const METADATA: usize = 15;
+    pub(super) const OCCURRED_AT: usize = 16;
+    pub(super) const PAYLOAD: usize = 17;
+    /// Columns for headers begin here.
+    pub(super) const HEADERS: usize = 18;
+}
+
+/// The columns of table `t`, in the order that [`Record::from_row`] expects, under the names `c0`, `c1` …
+///
+/// `types` are those that the table has. A type that is not the expected one is cast, and a column that there is not is
+/// NULL.
+pub(crate) fn select_list(layout: &Layout, types: &BTreeMap<String, String>) -> String {
+    let Columns {
+        id,
+        event_id,
+        aggregate_type,
+        aggregate_id,
+        aggregate_version,
+        event_type,
+        schema_version,
+        topic,
+        source,
+        content_type,
+        data_schema,
+        correlation_id,
+        causation_id,
+        traceparent,
+        tracestate,
+        metadata,
+        occurred_at,
+        payload,
+    } = &layout.columns;
+    let type_of = |name: &str| types.get(name).map_or("", String::as_str);
+    let cast = |name: &Option<String>, wanted: &str| match name {
+        None => format!("NULL::{wanted}"),
+        Some(name) if type_of(name) == wanted => format!("t.{}", identifier(name)),
+        Some(name) => format!("t.{}::{wanted}", identifier(name)),
+    };
+    // A UUID is smaller as it is.
+    let uuid = |name: &Option<String>| match name {
+        Some(column) if type_of(column) == "uuid" => format!("t.{}", identifier(column)),
+        other => cast(other, "text"),
+    };
+    let time = match occurred_at {
+        Some(name) if type_of(name) == "timestamp without time zone" => {
+            format!("t.{} AT TIME ZONE 'UTC'", identifier(name))
+        }
+        Some(name) if matches!(type_of(name), "bigint" | "integer" | "numeric") => {
+            format!("to_timestamp(t.{} / 1000.0)", identifier(name))
+        }
+        other => cast(other, "timestamp with time zone"),
+    };
+    let bytes = match type_of(payload) {
+        "bytea" => format!("t.{}", identifier(payload)),
+        _ => format!("convert_to(t.{}::text, 'UTF8')", identifier(payload)),
+    };
+    let mut list = vec![
+        cast(&Some(id.clone()), "bigint"),
+        uuid(event_id),
+        cast(aggregate_type, "text"),
+        cast(&Some(aggregate_id.clone()), "text"),
+        cast(aggregate_version, "bigint"),
+        cast(event_type, "text"),
+        cast(schema_version, "integer"),
+        cast(topic, "text"),
+        cast(source, "text"),
+        cast(content_type, "text"),
+        cast(data_schema, "text"),
+        uuid(correlation_id),
+        uuid(causation_id),
+        cast(traceparent, "text"),
+        cast(tracestate, "text"),
+        cast(metadata, "jsonb"),
+        time,
+        bytes,
+    ];
+    list.extend(
+        layout
+            .headers
+            .columns
+            .iter()
+            .map(|(_, name)| cast(&Some(name.clone()), "text")),
+    );
+    let named: Vec<String> = list
+        .iter()
+        .enumerate()
+        .map(|(position, expression)| format!("{expression} AS c{position}"))
+        .collect();
+    named.join(", ")
+}
+
+/// How rows become records.
+#[derive(Debug, Clone)]
+pub(crate) struct Rendering {
+    pub(crate) layout: Layout,
+    pub(crate) topic: TopicTemplate,
+    /// `ce_source` of rows that name none.
+    pub(crate) source: String,
+}
+
+impl Rendering {
+    /// The header by which a record is known again.
+    pub(crate) fn event_id_header(&self) -> &'static str {
+        match self.layout.headers.style {
+            HeaderStyle::CloudEvents => header::CE_ID,
+            HeaderStyle::Debezium => "id",
+        }
+    }
 }
 
 /// A record about to be handed to the producer; borrows from its row.
+#[derive(Debug)]
 pub(crate) struct Record<'a> {
     pub(crate) id: i64,
-    pub(crate) topic: String,
+    pub(crate) aggregate_type: &'a str,
+    pub(crate) topic: Cow<'a, str>,
     pub(crate) key: &'a str,
+    pub(crate) version: Option<i64>,
     pub(crate) payload: Option<&'a [u8]>,
     /// Taken when the record is handed over.
     pub(crate) headers: Option<OwnedHeaders>,
-    pub(crate) occurred_at: DateTime<Utc>,
-    pub(crate) event_id: Uuid,
-    pub(crate) event_type: &'a str,
-    pub(crate) version: i64,
-    pub(crate) traceparent: Option<&'a str>,
-    pub(crate) tracestate: Option<&'a str>,
+    pub(crate) occurred_at: Option<DateTime<Utc>>,
     /// Upper bound of its size on the wire, uncompressed.
     pub(crate) bytes: usize,
+    /// Why it can never be published as it is.
+    pub(crate) problem: Option<String>,
+}
+
+/// The id of a row that was read by [`select_list`].
+pub(crate) fn id_of(row: &Row) -> i64 {
+    row.get(column::ID)
+}
+
+/// Type and id of the entity of a row, for those who need no record of it.
+pub(crate) fn entity_of(row: &Row) -> (&str, &str) {
+    let text = |position| row.try_get::<_, Option<&str>>(position).ok().flatten();
+    (
+        text(column::AGGREGATE_TYPE).unwrap_or_default(),
+        text(column::AGGREGATE_ID).unwrap_or_default(),
+    )
+}
+
+/// An id as its column has it.
+enum Id<'a> {
+    Uuid(Uuid),
+    Text(&'a str),
+}
+
+impl<'a> FromSql<'a> for Id<'a> {
+    fn from_sql(kind: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        if *kind == Type::UUID {
+            Uuid::from_sql(kind, raw).map(Self::Uuid)
+        } else {
+            <&str>::from_sql(kind, raw).map(Self::Text)
+        }
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::UUID || <&str>::accepts(kind)
+    }
+}
+
+impl Id<'_> {
+    fn put(&self, put: impl FnOnce(&[u8])) {
+        match self {
+            Self::Uuid(id) => put(id
+                .as_hyphenated()
+                .encode_lower(&mut Uuid::encode_buffer())
+                .as_bytes()),
+            Self::Text(text) => put(text.as_bytes()),
+        }
+    }
+}
+
+/// Headers as they are collected, with their size.
+struct Collected {
+    headers: OwnedHeaders,
+    bytes: usize,
+}
+
+impl Collected {
+    fn put(&mut self, name: &str, value: &[u8]) {
+        self.bytes += name.len() + value.len() + 4;
+        self.headers = std::mem::take(&mut self.headers).insert(Header {
+            key: name,
+            value: Some(value),
+        });
+    }
 }
 
 impl<'a> Record<'a> {
     /// Makes the record of a row. The same row always gives the same bytes.
-    ///
-    /// # Errors
-    /// [`RecordError`] when no try can ever succeed.
-    pub(crate) fn from_row(row: &'a Row, topics: &TopicTemplate) -> Result<Self, RecordError> {
-        let text = |index, column| -> Result<&'a str, RecordError> {
-            row.try_get(index)
-                .map_err(|source| RecordError::Unreadable { column, source })
-        };
-        let optional = |index, column| -> Result<Option<&'a str>, RecordError> {
-            row.try_get(index)
-                .map_err(|source| RecordError::Unreadable { column, source })
-        };
-        let key = text(column::AGGREGATE_ID, "aggregate_id")?;
-        let entity_type = text(column::AGGREGATE_TYPE, "aggregate_type")?;
-        let topic = match optional(column::TOPIC, "topic")? {
-            Some(topic) => topic.to_owned(),
-            None => topics.topic_of(entity_type),
+    pub(crate) fn from_row(row: &'a Row, rendering: &Rendering) -> Self {
+        let mut problem = None;
+        let (aggregate_type, key) = entity_of(row);
+        if key.is_empty() {
+            problem = Some("its key is empty".to_owned());
+        }
+        let topic = match row.get::<_, Option<&str>>(column::TOPIC) {
+            Some(topic) => Cow::Borrowed(topic),
+            None => Cow::Owned(rendering.topic.topic_of(aggregate_type)),
         };
         if !is_topic_name(&topic) {
-            return Err(RecordError::Topic(topic));
+            problem = Some(format!("its topic {topic:?} is not a name that Kafka takes"));
         }
-        let payload: Option<&[u8]> =
-            row.try_get(column::PAYLOAD)
-                .map_err(|source| RecordError::Unreadable {
-                    column: "payload",
-                    source,
-                })?;
-        let metadata: serde_json::Value =
-            row.try_get(column::METADATA)
-                .map_err(|source| RecordError::Unreadable {
-                    column: "metadata",
-                    source,
-                })?;
-        let occurred_at = row
-            .try_get(column::OCCURRED_AT)
-            .map_err(|source| RecordError::Unreadable {
-                column: "occurred_at",
-                source,
-            })?;
-        let envelope = Envelope {
-            event_id: row.get(column::EVENT_ID),
-            event_type: text(column::EVENT_TYPE, "event_type")?,
-            source: text(column::SOURCE, "source")?,
-            entity_type,
-            entity_id: key,
-            version: row.get(column::AGGREGATE_VERSION),
-            schema_version: row.get(column::SCHEMA_VERSION),
-            occurred_at,
-            content_type: text(column::CONTENT_TYPE, "content_type")?,
-            data_schema: optional(column::DATA_SCHEMA, "data_schema")?,
-            correlation_id: row.get(column::CORRELATION_ID),
-            causation_id: row.get(column::CAUSATION_ID),
-            traceparent: optional(column::TRACEPARENT, "traceparent")?,
-            tracestate: optional(column::TRACESTATE, "tracestate")?,
-            outbox_id: Some(row.get(column::ID)),
-            metadata: metadata_of(metadata)?,
-        };
-        let mut headers = OwnedHeaders::new_with_capacity(16);
-        let mut bytes = RECORD_OVERHEAD + key.len() + payload.map_or(0, <[u8]>::len);
-        envelope.write(|name, value| {
-            bytes += name.len() + value.len() + 4;
-            headers = std::mem::take(&mut headers).insert(Header {
-                key: name,
-                value: Some(value),
-            });
+        let occurred_at = row.try_get(column::OCCURRED_AT).unwrap_or_else(|_| {
+            problem = Some("its time is infinite".to_owned());
+            None
         });
-        Ok(Self {
-            id: row.get(column::ID),
+        let mut collected = Collected {
+            headers: OwnedHeaders::new_with_capacity(16),
+            bytes: 0,
+        };
+        match rendering.layout.headers.style {
+            HeaderStyle::CloudEvents => {
+                if let Err(why) = cloud_events(row, rendering, occurred_at, &mut collected) {
+                    problem = Some(why);
+                }
+            }
+            HeaderStyle::Debezium => {
+                if let Some(id) = row.get::<_, Option<Id<'_>>>(column::EVENT_ID) {
+                    id.put(|value| collected.put("id", value));
+                }
+            }
+        }
+        for (name, value) in &rendering.layout.headers.fixed {
+            collected.put(name, value.as_bytes());
+        }
+        for (position, (name, _)) in rendering.layout.headers.columns.iter().enumerate() {
+            if let Some(value) = row.get::<_, Option<&str>>(column::HEADERS + position) {
+                collected.put(name, value.as_bytes());
+            }
+        }
+        let payload: Option<&[u8]> = row.get(column::PAYLOAD);
+        Self {
+            id: id_of(row),
+            aggregate_type,
+            bytes: RECORD_OVERHEAD + key.len() + payload.map_or(0, <[u8]>::len) + collected.bytes,
             topic,
             key,
+            version: row.get(column::AGGREGATE_VERSION),
             payload,
-            headers: Some(headers),
+            headers: Some(collected.headers),
             occurred_at,
-            event_id: envelope.event_id,
-            event_type: envelope.event_type,
-            version: envelope.version,
-            traceparent: envelope.traceparent,
-            tracestate: envelope.tracestate,
-            bytes,
-        })
+            problem,
+        }
+    }
+
+    /// A record as it was kept, with its headers as name and value.
+    pub(crate) fn kept(
+        id: i64,
+        entity: (&'a str, &'a str),
+        topic: &'a str,
+        version: Option<i64>,
+        headers: &[(String, String)],
+        payload: Option<&'a [u8]>,
+    ) -> Self {
+        let mut collected = Collected {
+            headers: OwnedHeaders::new_with_capacity(headers.len()),
+            bytes: 0,
+        };
+        for (name, value) in headers {
+            collected.put(name, value.as_bytes());
+        }
+        let (aggregate_type, key) = entity;
+        Self {
+            id,
+            aggregate_type,
+            topic: Cow::Borrowed(topic),
+            key,
+            version,
+            payload,
+            bytes: RECORD_OVERHEAD + key.len() + payload.map_or(0, <[u8]>::len) + collected.bytes,
+            headers: Some(collected.headers),
+            occurred_at: None,
+            problem: (!is_topic_name(topic))
+                .then(|| format!("its topic {topic:?} is not a name that Kafka takes")),
+        }
+    }
+
+    /// The value of a header, while the record has not been handed over.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let headers = self.headers.as_ref()?;
+        let found = headers.iter().find(|header| header.key == name)?;
+        std::str::from_utf8(found.value?).ok()
+    }
+
+    /// Headers as name and value, while the record has not been handed over.
+    pub(crate) fn header_pairs(&self) -> Vec<(String, String)> {
+        let headers = self.headers.iter().flat_map(|headers| headers.iter());
+        headers
+            .map(|header| {
+                let value = String::from_utf8_lossy(header.value.unwrap_or_default());
+                (header.key.to_owned(), value.into_owned())
+            })
+            .collect()
     }
 }
 
-fn metadata_of(json: serde_json::Value) -> Result<BTreeMap<String, String>, RecordError> {
-    let serde_json::Value::Object(object) = json else {
-        return Err(RecordError::Metadata);
+/// CloudEvents in binary mode; the bytes are those of [`envelope::Envelope::write`].
+fn cloud_events(
+    row: &Row,
+    rendering: &Rendering,
+    occurred_at: Option<DateTime<Utc>>,
+    headers: &mut Collected,
+) -> Result<(), String> {
+    let text = |position| row.get::<_, Option<&str>>(position);
+    headers.put(header::CE_SPECVERSION, envelope::SPEC_VERSION.as_bytes());
+    if let Some(id) = row.get::<_, Option<Id<'_>>>(column::EVENT_ID) {
+        id.put(|value| headers.put(header::CE_ID, value));
+    }
+    let source = text(column::SOURCE).unwrap_or(&rendering.source);
+    headers.put(header::CE_SOURCE, source.as_bytes());
+    if let Some(kind) = text(column::EVENT_TYPE) {
+        headers.put(header::CE_TYPE, kind.as_bytes());
+    }
+    let (aggregate_type, key) = entity_of(row);
+    let mut scratch = String::with_capacity(64);
+    let mut formatted = |headers: &mut Collected, name, arguments: std::fmt::Arguments<'_>| {
+        scratch.clear();
+        // Writing to a string cannot fail.
+        let _ = scratch.write_fmt(arguments);
+        headers.put(name, scratch.as_bytes());
     };
-    object
-        .into_iter()
-        .map(|(name, value)| match value {
-            serde_json::Value::String(value) => Ok((name, value)),
-            _ => Err(RecordError::Metadata),
-        })
-        .collect()
+    formatted(
+        headers,
+        header::CE_SUBJECT,
+        format_args!("{aggregate_type}/{key}"),
+    );
+    if let Some(time) = occurred_at {
+        let time = time.to_rfc3339_opts(SecondsFormat::Micros, true);
+        headers.put(header::CE_TIME, time.as_bytes());
+    }
+    if let Some(schema) = text(column::DATA_SCHEMA) {
+        headers.put(header::CE_DATASCHEMA, schema.as_bytes());
+    }
+    if let Some(kind) = text(column::CONTENT_TYPE) {
+        headers.put(header::CONTENT_TYPE, kind.as_bytes());
+    }
+    if let Some(version) = row.get::<_, Option<i64>>(column::AGGREGATE_VERSION) {
+        formatted(headers, header::AGGREGATE_VERSION, format_args!("{version}"));
+    }
+    if let Some(version) = row.get::<_, Option<i32>>(column::SCHEMA_VERSION) {
+        formatted(headers, header::SCHEMA_VERSION, format_args!("{version}"));
+    }
+    for (position, name) in [
+        (column::CORRELATION_ID, header::CORRELATION_ID),
+        (column::CAUSATION_ID, header::CAUSATION_ID),
+    ] {
+        if let Some(id) = row.get::<_, Option<Id<'_>>>(position) {
+            id.put(|value| headers.put(name, value));
+        }
+    }
+    for (position, name) in [
+        (column::TRACEPARENT, header::TRACEPARENT),
+        (column::TRACESTATE, header::TRACESTATE),
+    ] {
+        if let Some(value) = text(position) {
+            headers.put(name, value.as_bytes());
+        }
+    }
+    formatted(headers, header::OUTBOX_ID, format_args!("{}", id_of(row)));
+    match row.get::<_, Option<serde_json::Value>>(column::METADATA) {
+        None => Ok(()),
+        Some(serde_json::Value::Object(object)) => {
+            for (name, value) in object {
+                let name = format!("{}{name}", header::META_PREFIX);
+                match value {
+                    serde_json::Value::String(value) => headers.put(&name, value.as_bytes()),
+                    other => headers.put(&name, other.to_string().as_bytes()),
+                }
+            }
+            Ok(())
+        }
+        Some(_) => Err("its metadata is not an object".to_owned()),
+    }
 }
 
 fn is_topic_name(name: &str) -> bool {
@@ -152,6 +420,24 @@ fn is_topic_name(name: &str) -> bool {
         && name
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+/// Type of the record that stands for one that was skipped.
+pub(crate) const SKIPPED_TYPE: &str = "outbox.row.skipped";
+/// Header with the reason of a skip.
+pub(crate) const SKIPPED_REASON: &str = "outbox-skipped";
+
+/// The headers of a marker: those of the record that it stands for, as another type, with the reason.
+pub(crate) fn marker_headers(kept: &[(String, String)], reason: &str) -> Vec<(String, String)> {
+    let mut headers: Vec<(String, String)> = kept
+        .iter()
+        .map(|(name, value)| match name.as_str() {
+            header::CE_TYPE => (name.clone(), SKIPPED_TYPE.to_owned()),
+            _ => (name.clone(), value.clone()),
+        })
+        .collect();
+    headers.push((SKIPPED_REASON.to_owned(), reason.to_owned()));
+    headers
 }
 
 #[cfg(test)]
@@ -169,9 +455,37 @@ mod tests {
     }
 
     #[test]
-    fn metadata_is_an_object_of_strings() {
-        assert!(metadata_of(serde_json::json!({"a": "b"})).is_ok());
-        assert!(metadata_of(serde_json::json!({"a": 1})).is_err());
-        assert!(metadata_of(serde_json::json!([])).is_err());
+    fn columns_are_cast_to_what_is_read_and_those_that_are_missing_are_null() {
+        let layout = Layout::of(crate::config::Profile::Debezium);
+        let types = [
+            ("seq", "bigint"),
+            ("id", "uuid"),
+            ("aggregatetype", "character varying"),
+            ("aggregateid", "character varying"),
+            ("type", "text"),
+            ("payload", "jsonb"),
+        ];
+        let types = types.map(|(n, t)| (n.to_owned(), t.to_owned())).into();
+        let list = select_list(&layout, &types);
+        for part in [
+            "t.seq AS c0",
+            "t.id AS c1",
+            "t.aggregatetype::text AS c2",
+            "NULL::bigint AS c4",
+            "t.type AS c5",
+            "convert_to(t.payload::text, 'UTF8') AS c17",
+        ] {
+            assert!(list.contains(part), "{part}: {list}");
+        }
+    }
+
+    #[test]
+    fn a_marker_keeps_key_and_version_under_another_type() {
+        let kept = [(header::CE_TYPE, "a.b"), (header::AGGREGATE_VERSION, "3")];
+        let kept = kept.map(|(n, v)| (n.to_owned(), v.to_owned()));
+        let marker = marker_headers(&kept, "why");
+        assert_eq!(marker[0].1, SKIPPED_TYPE);
+        assert_eq!(marker[1].1, "3");
+        assert_eq!(marker[2], (SKIPPED_REASON.to_owned(), "why".to_owned()));
     }
 }

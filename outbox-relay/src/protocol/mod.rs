@@ -1,9 +1,13 @@
 //! The protocol by which an outbox is read, as pure state: no clock, no I/O.
 
+mod breaker;
 #[cfg(test)]
 mod model;
 mod ranges;
 mod tracker;
+mod versions;
 
+pub use breaker::{Breaker, Cause};
 pub use ranges::RangeSet;
 pub use tracker::{Progress, Read, Tracker};
+pub use versions::{Follows, Versions};

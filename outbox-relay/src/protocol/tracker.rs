@@ -85,6 +85,23 @@ impl<T: Eq + Hash> Tracker<T> {
         self.head - self.floor - self.done.id_count()
     }
 
+    /// Whether the row is new.
+    pub fn is_new(&self, id: i64) -> bool {
+        id > self.head || self.holes.contains(id)
+    }
+
+    /// Whether a row below `id` may still turn up. `in_passed_fence`: the row was read after the fence was passed, so that
+    /// no more can turn up below the fence's head but what this very read brought.
+    pub fn may_turn_up_below(&self, id: i64, in_passed_fence: bool) -> bool {
+        let settled = match &self.fence {
+            Some(fence) if in_passed_fence => fence.head,
+            _ => i64::MIN,
+        };
+        self.holes
+            .iter()
+            .any(|range| range.start.max(settled.saturating_add(1)) < range.end.min(id))
+    }
+
     /// Whether the row is new, and notes it as seen. Rows must come in the order of their ids, from one statement that
     /// asked for all holes and for everything above the head.
     pub fn observe(&mut self, id: i64) -> bool {
@@ -110,10 +127,12 @@ impl<T: Eq + Hash> Tracker<T> {
         }
     }
 
-    /// Kafka has acknowledged the row.
+    /// The row is done with: Kafka has acknowledged it, or it is kept elsewhere.
     pub fn published(&mut self, id: i64) {
-        self.done.insert(id..id + 1);
-        self.advance_floor();
+        if id > self.floor {
+            self.done.insert(id..id + 1);
+            self.advance_floor();
+        }
     }
 
     /// Whether the transactions should be listed now: there are holes, and no fence waits for a read.
@@ -313,6 +332,27 @@ mod tests {
             2
         );
         assert_eq!((t.floor(), t.unfinished()), (3, 0));
+    }
+
+    #[test]
+    fn what_may_still_turn_up_below_an_id_is_known() {
+        let mut t = tracker();
+        t.observe(2);
+        // Put off, as one whose predecessor may be to come: it stays a hole.
+        t.given(5);
+        assert!(t.is_new(5) && t.may_turn_up_below(5, false));
+        assert!(t.may_turn_up_below(2, false), "1");
+        assert!(!t.may_turn_up_below(1, false));
+        t.list([7]);
+        assert!(t.may_turn_up_below(5, false));
+        t.list([]);
+        assert!(t.fence_is_passed() && !t.may_turn_up_below(5, true));
+        t.given(9);
+        assert!(
+            !t.may_turn_up_below(6, true),
+            "5 is the highest that the fence saw"
+        );
+        assert!(t.may_turn_up_below(9, true), "6 to 8 came after the fence");
     }
 
     #[test]

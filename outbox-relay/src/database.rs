@@ -1,0 +1,323 @@
+//! A connection to PostgreSQL as the relay needs it: TLS, a bound on every statement, and the same settings whether there
+//! is a session of our own or a pooler that hands every transaction to another server connection.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt as _, pin_mut};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, NoTls, Row, RowStream, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::config::{Connection, Pooling};
+
+/// Why a statement failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// Goes away by itself, or with the server's return.
+    #[error("PostgreSQL: {doing}")]
+    Unavailable {
+        doing: &'static str,
+        source: tokio_postgres::Error,
+    },
+    #[error("PostgreSQL did not answer within {limit:?}: {doing}")]
+    TimedOut { doing: &'static str, limit: Duration },
+    #[error("TLS to PostgreSQL cannot be set up: {0}")]
+    Tls(String),
+}
+
+/// A value for a statement, with its type: poolers have no place for prepared statements that would tell it.
+pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// A statement that is run often: prepared, where there is a session to prepare it in.
+pub(crate) struct Prepared {
+    text: String,
+    statement: Option<Statement>,
+}
+
+pub(crate) struct Database {
+    client: Client,
+    connection: JoinHandle<()>,
+    limit: Duration,
+    /// What every transaction begins with, behind a pooler.
+    begin: Option<String>,
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// How long the server keeps a connection of ours that went silent, and the other way round.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// A generic plan made while the table was small would later scan and sort all of it: the head is always reached through
+/// the primary key. What the planner must do all the same counts as so expensive then that it would compile each
+/// statement, for half a second: no JIT. `synchronous_commit`: progress that is saved must not be lost.
+const SETTINGS: [(&str, &str); 7] = [
+    ("plan_cache_mode", "force_custom_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_sort", "off"),
+    ("jit", "off"),
+    ("search_path", "pg_catalog"),
+    ("synchronous_commit", "on"),
+];
+
+impl Database {
+    /// Connects and sets the session up. `limit` bounds each statement.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or TLS cannot be set up.
+    pub(crate) async fn connect(
+        connection: &Connection,
+        application: &str,
+        limit: Duration,
+    ) -> Result<Self, DatabaseError> {
+        let mut config = connection.config()?;
+        config
+            .application_name(application)
+            .connect_timeout(limit)
+            .tcp_user_timeout(limit.max(Duration::from_secs(5)))
+            .keepalives_idle(KEEPALIVE);
+        let tls = connection.tls_files.as_ref().map(tls).transpose()?;
+        let (client, connection_task) = match tls {
+            Some(tls) => {
+                config.ssl_mode(tokio_postgres::config::SslMode::Require);
+                let (client, task) = within(limit, "connect", config.connect(tls)).await?;
+                (client, tokio::spawn(async move { drop(task.await) }))
+            }
+            // Ends with the client; its error reaches us through the statement that it broke.
+            None => {
+                let (client, task) = within(limit, "connect", config.connect(NoTls)).await?;
+                (client, tokio::spawn(async move { drop(task.await) }))
+            }
+        };
+        let settings = |keyword: &str| {
+            let mut text = format!("{keyword} statement_timeout = {};", limit.as_millis());
+            for (name, value) in SETTINGS {
+                text.push_str(&format!("{keyword} {name} = {value};"));
+            }
+            text
+        };
+        let begin = match connection.pooling {
+            Pooling::Session => {
+                within(
+                    limit,
+                    "set the session up",
+                    client.batch_execute(&settings("SET")),
+                )
+                .await?;
+                None
+            }
+            Pooling::Transaction => Some(format!("BEGIN;{}", settings("SET LOCAL"))),
+        };
+        Ok(Self {
+            client,
+            connection: connection_task,
+            limit,
+            begin,
+        })
+    }
+
+    pub(crate) async fn prepare(&self, doing: &'static str, text: String) -> Result<Prepared, DatabaseError> {
+        let statement = match self.begin {
+            None => Some(within(self.limit, doing, self.client.prepare(&text)).await?),
+            Some(_) => None,
+        };
+        Ok(Prepared { text, statement })
+    }
+
+    /// The rows of a statement. It is a transaction of its own.
+    pub(crate) async fn query(
+        &self,
+        doing: &'static str,
+        text: &str,
+        params: &[Param<'_>],
+    ) -> Result<Vec<Row>, DatabaseError> {
+        let rows = self.in_transaction(async {
+            let rows = self.client.query_typed_raw(text, copied(params)).await?;
+            collect(rows, usize::MAX).await
+        });
+        Ok(within(self.limit, doing, rows).await?.0)
+    }
+
+    /// The row of a statement that gives just one.
+    pub(crate) async fn query_one(
+        &self,
+        doing: &'static str,
+        text: &str,
+        params: &[Param<'_>],
+    ) -> Result<Row, DatabaseError> {
+        let row = self.in_transaction(self.client.query_typed_one(text, params));
+        within(self.limit, doing, row).await
+    }
+
+    /// How many rows a statement changed.
+    pub(crate) async fn execute(
+        &self,
+        doing: &'static str,
+        text: &str,
+        params: &[Param<'_>],
+    ) -> Result<u64, DatabaseError> {
+        within(
+            self.limit,
+            doing,
+            self.in_transaction(self.client.execute_typed(text, params)),
+        )
+        .await
+    }
+
+    /// The rows of a prepared statement until they have more than `max_bytes`, and their size. The row by which the limit
+    /// is exceeded is the last.
+    pub(crate) async fn rows(
+        &self,
+        doing: &'static str,
+        prepared: &Prepared,
+        params: &[Param<'_>],
+        max_bytes: usize,
+    ) -> Result<(Vec<Row>, usize), DatabaseError> {
+        let rows = self.in_transaction(async {
+            let rows = match &prepared.statement {
+                Some(statement) => {
+                    let values = params.iter().map(|(value, _)| *value);
+                    self.client.query_raw(statement, values).await?
+                }
+                None => {
+                    self.client
+                        .query_typed_raw(&prepared.text, copied(params))
+                        .await?
+                }
+            };
+            collect(rows, max_bytes).await
+        });
+        within(self.limit, doing, rows).await
+    }
+
+    /// The first row of a prepared statement.
+    pub(crate) async fn first(
+        &self,
+        doing: &'static str,
+        prepared: &Prepared,
+        params: &[Param<'_>],
+    ) -> Result<Option<Row>, DatabaseError> {
+        let (mut rows, _) = self.rows(doing, prepared, params, usize::MAX).await?;
+        Ok((!rows.is_empty()).then(|| rows.swap_remove(0)))
+    }
+
+    /// A script without parameters, in one transaction; `limit` bounds the whole of it.
+    pub(crate) async fn script(
+        &self,
+        doing: &'static str,
+        text: &str,
+        limit: Duration,
+    ) -> Result<(), DatabaseError> {
+        // The session's own settings are for reads by id; and what is made must be found.
+        let text = format!(
+            "BEGIN; SET LOCAL statement_timeout = {}; SET LOCAL search_path = pg_catalog;\n{text}\nCOMMIT;",
+            limit.as_millis()
+        );
+        within(limit, doing, self.client.batch_execute(&text)).await
+    }
+
+    /// Behind a pooler: begin, settings, statement and commit go out together and cost one round trip. Requests are sent
+    /// in the order in which their futures are first polled.
+    async fn in_transaction<T>(
+        &self,
+        statement: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, tokio_postgres::Error> {
+        let Some(begin) = &self.begin else {
+            return statement.await;
+        };
+        let (begun, result, committed) = futures::join!(
+            self.client.batch_execute(begin),
+            statement,
+            self.client.batch_execute("COMMIT")
+        );
+        begun?;
+        let result = result?;
+        committed?;
+        Ok(result)
+    }
+}
+
+fn copied<'a>(params: &'a [Param<'a>]) -> impl Iterator<Item = (&'a (dyn ToSql + Sync), Type)> {
+    params.iter().map(|(value, kind)| (*value, kind.clone()))
+}
+
+async fn collect(rows: RowStream, max_bytes: usize) -> Result<(Vec<Row>, usize), tokio_postgres::Error> {
+    pin_mut!(rows);
+    let (mut taken, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next().await {
+        let row = row?;
+        bytes += row.raw_size_bytes();
+        taken.push(row);
+        if bytes > max_bytes {
+            break;
+        }
+    }
+    Ok((taken, bytes))
+}
+
+async fn within<T>(
+    limit: Duration,
+    doing: &'static str,
+    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, DatabaseError> {
+    match timeout(limit, work).await {
+        Ok(result) => result.map_err(|source| DatabaseError::Unavailable { doing, source }),
+        Err(_) => Err(DatabaseError::TimedOut { doing, limit }),
+    }
+}
+
+/// Certificates to know the server by, and to be known by.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    pub ca: std::path::PathBuf,
+    /// Certificate chain and private key, both PEM.
+    pub client: Option<(std::path::PathBuf, std::path::PathBuf)>,
+}
+
+fn tls(files: &TlsFiles) -> Result<MakeRustlsConnect, DatabaseError> {
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+    let unreadable = |path: &Path, problem: &dyn std::fmt::Display| {
+        DatabaseError::Tls(format!("{}: {problem}", path.display()))
+    };
+    let certificates = |path: &Path| -> Result<Vec<CertificateDer<'static>>, DatabaseError> {
+        let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
+            .map_err(|error| unreadable(path, &error))?
+            .collect();
+        match all {
+            Ok(all) if all.is_empty() => Err(unreadable(path, &"holds no certificate")),
+            Ok(all) => Ok(all),
+            Err(error) => Err(unreadable(path, &error)),
+        }
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in certificates(&files.ca)? {
+        roots
+            .add(certificate)
+            .map_err(|error| unreadable(&files.ca, &error))?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| DatabaseError::Tls(error.to_string()))?
+        .with_root_certificates(roots);
+    let config = match &files.client {
+        None => config.with_no_client_auth(),
+        Some((chain, key)) => {
+            let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, &error))?;
+            config
+                .with_client_auth_cert(certificates(chain)?, key_der)
+                .map_err(|error| unreadable(chain, &error))?
+        }
+    };
+    Ok(MakeRustlsConnect::new(config))
+}

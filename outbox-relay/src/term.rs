@@ -1,0 +1,969 @@
+//! One term as leader of an outbox: reads, publishes, saves.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use ahash::RandomState;
+use chrono::{DateTime, Utc};
+use envelope::header;
+use service::telemetry;
+use tokio_postgres::Row;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Span;
+
+use crate::config::{Durability, Versions as VersionRule};
+use crate::failpoints::{self, pass};
+use crate::figures::Meter;
+use crate::leadership::fewest;
+use crate::protocol::{Cause, Follows, Tracker, Versions};
+use crate::publisher::{PublishError, Publisher, TopicState};
+use crate::record::{Record, entity_of, id_of, marker_headers};
+use crate::relay::{Memory, Relay, Suspect, TermError};
+use crate::source::lease::{Lease, Member, QuarantineChanges};
+use crate::source::quarantine::{Decision, Kept, Parked, Quarantine};
+use crate::source::retention::{keep_removing, removed_to};
+use crate::source::{Batch, Source, SourceError, check};
+use crate::status::{Figures, Lead};
+
+/// How often acknowledgements are collected while records are in flight.
+const COLLECT: Duration = Duration::from_millis(1);
+/// Holes mostly fill by themselves within this time; only then is a fence started.
+const FENCE_DELAY: Duration = Duration::from_millis(20);
+/// A fence that takes longer is told of, so often.
+const FENCE_ALARM: Duration = Duration::from_secs(60);
+/// How often the sequence is checked, and backlog and age are measured.
+const INSPECT: Duration = Duration::from_secs(1);
+/// How long records in flight may take to be acknowledged at a stop.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Ranges above the floor that are saved at the most: what is beyond is published again after a crash.
+const SAVED_RANGES: usize = 1_000;
+/// Rows of the first read of a term, and of one after a read that took too long.
+const FIRST_FETCH: i64 = 500;
+/// Entities whose newest version is remembered, at least.
+const VERSIONS: usize = 50_000;
+/// Records waiting to be saved to the quarantine, and their bytes, at the most.
+const PARKED_ROWS: usize = 1_000;
+const PARKED_BYTES: usize = 4 << 20;
+/// Records of a key of the quarantine that are published at once, and keys asked for at once.
+const KEPT_ROWS: i64 = 200;
+const DECIDED_KEYS: i64 = 100;
+/// How long to wait for somebody else to flush the log before doing it ourselves.
+const FLUSH_PATIENCE: Duration = Duration::from_millis(5);
+
+/// How a term ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Shutdown,
+    HandedOver,
+}
+
+/// A record that Kafka has not acknowledged yet.
+struct InFlight {
+    occurred_at: Option<DateTime<Utc>>,
+    handed: Instant,
+    /// Kept open until the acknowledgement.
+    _span: Option<Span>,
+}
+
+/// What to do with a record.
+enum Verdict {
+    Publish,
+    /// One before it may still turn up: it is read again.
+    Later,
+    Freeze(Cause, String),
+}
+
+/// One term as leader.
+pub(crate) struct Term<'a> {
+    relay: &'a Relay,
+    memory: &'a mut Memory,
+    source: Source,
+    publisher: Publisher,
+    tracker: Tracker<String>,
+    versions: Versions,
+    lease: Lease,
+    in_flight: HashMap<i64, InFlight, RandomState>,
+    /// The record that was handed over while nothing else was in flight.
+    alone: Option<i64>,
+    /// Entities in quarantine: type and keys.
+    frozen: HashMap<String, HashSet<String>>,
+    changes: QuarantineChanges,
+    parked_bytes: usize,
+    /// Entities of the quarantine that are being published.
+    retried: VecDeque<(String, String)>,
+    /// There is progress that is not saved.
+    unsaved: bool,
+    saved: Instant,
+    /// Last acknowledgement, or moment at which nothing was in flight.
+    moved: Instant,
+    fetch_rows: i64,
+    holes_since: Option<Instant>,
+    fence_since: Option<Instant>,
+    fence_told: Option<Instant>,
+    inspected: Option<Instant>,
+    joined: Option<Instant>,
+    members: Vec<Member>,
+    /// Who is to lead next.
+    wanted: Option<String>,
+    meter: Meter,
+    figures: Figures,
+    figures_saved: Option<Instant>,
+    _removal: AbortOnDropHandle<()>,
+}
+
+impl<'a> Term<'a> {
+    pub(crate) fn new(
+        relay: &'a Relay,
+        source: Source,
+        publisher: Publisher,
+        lease: Lease,
+        memory: &'a mut Memory,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            relay,
+            memory,
+            source,
+            publisher,
+            tracker: Tracker::resume(lease.progress.clone()),
+            versions: Versions::new(VERSIONS),
+            lease,
+            in_flight: HashMap::default(),
+            alone: None,
+            frozen: HashMap::new(),
+            changes: QuarantineChanges::default(),
+            parked_bytes: 0,
+            retried: VecDeque::new(),
+            unsaved: false,
+            // Due at once: a relay that crashes again and again must come forward all the same.
+            saved: now.checked_sub(relay.config.save_interval).unwrap_or(now),
+            moved: now,
+            fetch_rows: FIRST_FETCH,
+            holes_since: None,
+            fence_since: None,
+            fence_told: None,
+            inspected: None,
+            joined: None,
+            members: Vec::new(),
+            wanted: None,
+            meter: Meter::default(),
+            figures: Figures::default(),
+            figures_saved: None,
+            _removal: AbortOnDropHandle::new(tokio::spawn(keep_removing(
+                relay.name.clone(),
+                relay.config.clone(),
+            ))),
+        }
+    }
+
+    pub(crate) async fn run(&mut self, shutdown: &CancellationToken) -> Result<Ended, TermError> {
+        self.load_quarantine().await?;
+        let loose =
+            check::loose_grants(&self.source.db, &self.source.table, &self.relay.config.layout).await?;
+        if !loose.is_empty() {
+            tracing::warn!(
+                outbox = self.relay.name,
+                grants = loose.join("; "),
+                "others than the table's owner may do what breaks the outbox's promises: outbox-relay init --writer-role \
+                 grants what a writer needs"
+            );
+        }
+        let config = &self.relay.config;
+        let mut pause = config.poll_min;
+        while !shutdown.is_cancelled() {
+            self.tick().await?;
+            let full = self.poll(shutdown).await?;
+            self.work_off(shutdown).await?;
+            self.inspect(full.is_none()).await?;
+            if self.hands_over().await? {
+                return Ok(Ended::HandedOver);
+            }
+            match full {
+                Some(true) => {
+                    pause = config.poll_min;
+                    continue;
+                }
+                Some(false) => pause = config.poll_min,
+                // Slowly: between two rows of a steady trickle it stays short.
+                None => pause = (pause * 5 / 4).min(config.poll_max),
+            }
+            self.rest(pause, shutdown).await?;
+        }
+        Ok(Ended::Shutdown)
+    }
+
+    /// Learns which entities are frozen, and tells the quarantine of records of its own that were refused.
+    async fn load_quarantine(&mut self) -> Result<(), TermError> {
+        for entity in self.source.frozen().await? {
+            self.freeze(&entity.0, &entity.1);
+        }
+        for (entity, id) in self.source.in_quarantine(self.memory.suspects.keys()).await? {
+            if let Some(Suspect::Accused(problem) | Suspect::Condemned(problem)) =
+                self.memory.suspects.remove(&id)
+            {
+                self.source.refused_again(&entity, id, &problem).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads once and hands over what is new. `None` when nothing was; otherwise whether there may be more at once.
+    async fn poll(&mut self, shutdown: &CancellationToken) -> Result<Option<bool>, TermError> {
+        self.advance_fence().await?;
+        let passed = self.tracker.fence_is_passed();
+        let began = Instant::now();
+        let config = &self.relay.config;
+        let Batch {
+            rows,
+            bytes,
+            read,
+            log_end,
+        } = self
+            .source
+            .read(
+                self.tracker.holes(),
+                self.tracker.head(),
+                self.fetch_rows,
+                config.fetch_bytes,
+            )
+            .await?;
+        self.relay.metrics.fetch.observe(began.elapsed().as_secs_f64());
+        if !rows.is_empty() && log_end.safe < log_end.inserted {
+            self.until_safe(log_end.inserted).await?;
+        }
+        if bytes > config.fetch_bytes {
+            self.fetch_rows = i64::try_from(rows.len()).unwrap_or(FIRST_FETCH).max(1);
+        } else if read.full && bytes <= config.fetch_bytes / 2 {
+            self.fetch_rows = (self.fetch_rows * 2).min(config.fetch_rows.into());
+        }
+        self.relay.status.progressed(self.moved.elapsed());
+        if !rows.is_empty() {
+            pass(failpoints::AFTER_FETCH);
+        }
+
+        let began = Instant::now();
+        let mut fresh = 0;
+        for row in &rows {
+            if !self.tracker.is_new(id_of(row)) {
+                continue;
+            }
+            if !self.take(row, passed, shutdown).await? {
+                return Ok(None);
+            }
+            fresh += 1;
+        }
+        // Whatever was the matter, records go through again.
+        self.memory.breaker.close();
+        if passed {
+            let dead = self.tracker.end_fence(read);
+            self.unsaved |= dead > 0;
+            if let Some(since) = self.fence_since.take_if(|_| !self.tracker.fence_is_passed()) {
+                let waited = since.elapsed().as_secs_f64();
+                self.relay.metrics.fence_wait.observe(waited);
+                pass(failpoints::FENCE_PASSED);
+            }
+        }
+        if fresh == 0 {
+            return Ok(None);
+        }
+        self.relay.metrics.produce.observe(began.elapsed().as_secs_f64());
+        self.relay.metrics.batch.observe(f64::from(fresh));
+        Ok(Some(read.full))
+    }
+
+    /// Publishes, parks or puts off one row. `false` at shutdown.
+    async fn take(
+        &mut self,
+        row: &Row,
+        passed: bool,
+        shutdown: &CancellationToken,
+    ) -> Result<bool, TermError> {
+        let mut record = Record::from_row(row, &self.relay.rendering);
+        let entity = entity_of(row);
+        if self.is_frozen(entity) {
+            self.tracker.observe(record.id);
+            self.park(Parked::new(&record, None)).await?;
+            return Ok(true);
+        }
+        self.memory.breaker.saw();
+        match self.judge(&record, passed).await? {
+            Verdict::Later => Ok(true),
+            Verdict::Publish => {
+                self.tracker.observe(record.id);
+                if let Some(version) = record.version {
+                    self.versions.saw(entity, version);
+                }
+                self.hand_over(&mut record, shutdown).await
+            }
+            Verdict::Freeze(cause, problem) => {
+                if !self.memory.breaker.may_freeze(cause, Instant::now()) {
+                    return Err(TermError::Outage {
+                        id: record.id,
+                        problem,
+                    });
+                }
+                tracing::error!(
+                    outbox = self.relay.name,
+                    outbox.id = record.id,
+                    problem,
+                    "an entity is frozen: its rows wait in quarantine, the others flow"
+                );
+                self.memory.suspects.remove(&record.id);
+                self.tracker.observe(record.id);
+                self.freeze(entity.0, entity.1);
+                self.park(Parked::new(&record, Some(problem))).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Whether a record can be published now, before any record after it is handed over.
+    async fn judge(&mut self, record: &Record<'_>, passed: bool) -> Result<Verdict, TermError> {
+        if let Some(Suspect::Condemned(problem)) = self.memory.suspects.get(&record.id) {
+            return Ok(Verdict::Freeze(Cause::Surroundings, problem.clone()));
+        }
+        if let Some((cause, problem)) = self.refusal(record).await? {
+            return Ok(Verdict::Freeze(cause, problem));
+        }
+        let checked = self.relay.config.versions == VersionRule::Contiguous;
+        let Some(version) = record.version.filter(|_| checked) else {
+            return Ok(Verdict::Publish);
+        };
+        match self.versions.check((record.aggregate_type, record.key), version) {
+            Follows::Well => Ok(Verdict::Publish),
+            Follows::Again { last } => Ok(Verdict::Freeze(
+                Cause::Record,
+                format!(
+                    "its version is {version}, and {last} was published already: did it lock the entity first?"
+                ),
+            )),
+            Follows::WithGap { last } => {
+                // It stays a hole, and is read again.
+                self.tracker.given(record.id);
+                if self.tracker.may_turn_up_below(record.id, passed) {
+                    return Ok(Verdict::Later);
+                }
+                Ok(Verdict::Freeze(
+                    Cause::Record,
+                    format!(
+                        "its version is {version}, and the one before it is {last}: what is between is missing"
+                    ),
+                ))
+            }
+        }
+    }
+
+    /// Why Kafka would not take a record.
+    async fn refusal(&mut self, record: &Record<'_>) -> Result<Option<(Cause, String)>, TermError> {
+        if let Some(problem) = &record.problem {
+            return Ok(Some((Cause::Record, problem.clone())));
+        }
+        let limit = self.relay.max_record_bytes;
+        if record.bytes > limit {
+            let problem = format!(
+                "its record has {} bytes, and message.max.bytes is {limit}",
+                record.bytes
+            );
+            return Ok(Some((Cause::Record, problem)));
+        }
+        let topic = &record.topic;
+        let problem = match self.publisher.topic(topic).await? {
+            TopicState::There => return Ok(None),
+            TopicState::Missing => format!(
+                "topic {topic} does not exist: create it, for example with `outbox-relay create-topics {topic}=6`"
+            ),
+            TopicState::Forbidden => format!("the broker does not let the relay write to topic {topic}"),
+        };
+        Ok(Some((Cause::Surroundings, problem)))
+    }
+
+    fn is_frozen(&self, (kind, key): (&str, &str)) -> bool {
+        !self.frozen.is_empty() && self.frozen.get(kind).is_some_and(|keys| keys.contains(key))
+    }
+
+    fn freeze(&mut self, kind: &str, key: &str) {
+        self.frozen
+            .entry(kind.to_owned())
+            .or_default()
+            .insert(key.to_owned());
+    }
+
+    async fn park(&mut self, parked: Parked) -> Result<(), TermError> {
+        self.parked_bytes += parked.bytes();
+        self.changes.parked.push(parked);
+        self.unsaved = true;
+        pass(failpoints::PARKED);
+        if self.changes.parked.len() >= PARKED_ROWS || self.parked_bytes >= PARKED_BYTES {
+            self.save(self.relay.config.lease_ttl).await?;
+        }
+        Ok(())
+    }
+
+    /// Hands one record over, once there is room; one that was refused before goes alone. `false` at shutdown: the
+    /// record, and all after it, stay in the outbox.
+    async fn hand_over(
+        &mut self,
+        record: &mut Record<'_>,
+        shutdown: &CancellationToken,
+    ) -> Result<bool, TermError> {
+        let is_suspect = !self.memory.suspects.is_empty() && self.memory.suspects.contains_key(&record.id);
+        if !is_suspect {
+            return self.send(record, shutdown).await;
+        }
+        let sent = self.send_alone(record, shutdown).await?;
+        if sent {
+            self.memory.suspects.remove(&record.id);
+        }
+        Ok(sent)
+    }
+
+    /// Hands a record over while nothing else is in flight, and waits for its acknowledgement.
+    async fn send_alone(
+        &mut self,
+        record: &mut Record<'_>,
+        shutdown: &CancellationToken,
+    ) -> Result<bool, TermError> {
+        if !self.settle(shutdown).await? {
+            return Ok(false);
+        }
+        self.alone = Some(record.id);
+        let sent = self.send(record, shutdown).await? && self.settle(shutdown).await?;
+        self.alone = None;
+        Ok(sent)
+    }
+
+    /// Waits until nothing is in flight. `false` at shutdown.
+    async fn settle(&mut self, shutdown: &CancellationToken) -> Result<bool, TermError> {
+        while !self.in_flight.is_empty() {
+            if shutdown.is_cancelled() {
+                return Ok(false);
+            }
+            tokio::time::sleep(COLLECT).await;
+            self.tick().await?;
+        }
+        Ok(true)
+    }
+
+    async fn send(
+        &mut self,
+        record: &mut Record<'_>,
+        shutdown: &CancellationToken,
+    ) -> Result<bool, TermError> {
+        let span = self.relay.traced.then(|| send_span(record));
+        loop {
+            self.keep_lease().await?;
+            if self.publisher.send(record)? {
+                break;
+            }
+            if shutdown.is_cancelled() {
+                return Ok(false);
+            }
+            tokio::time::sleep(COLLECT).await;
+            self.tick().await?;
+        }
+        let handed = Instant::now();
+        if self.in_flight.is_empty() {
+            self.moved = handed;
+        }
+        self.in_flight.insert(
+            record.id,
+            InFlight {
+                occurred_at: record.occurred_at,
+                handed,
+                _span: span,
+            },
+        );
+        pass(failpoints::AFTER_HAND_OVER);
+        Ok(true)
+    }
+
+    /// Lists the open writers when holes have stayed for a while.
+    async fn advance_fence(&mut self) -> Result<(), TermError> {
+        if self.tracker.holes().is_empty() {
+            self.holes_since = None;
+        }
+        if !self.tracker.wants_listing() {
+            return Ok(());
+        }
+        let since = *self.holes_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= FENCE_DELAY {
+            let since = *self.fence_since.get_or_insert_with(Instant::now);
+            let writers = self.source.open_writers().await?;
+            if since.elapsed() >= FENCE_ALARM && self.fence_told.is_none_or(|at| at.elapsed() >= FENCE_ALARM)
+            {
+                self.fence_told = Some(Instant::now());
+                tracing::warn!(
+                    outbox = self.relay.name,
+                    transactions = writers.iter().map(String::as_str).collect::<Vec<_>>().join(" "),
+                    seconds = since.elapsed().as_secs(),
+                    "a transaction that wrote to the outbox stays open (virtualtransaction of pg_locks; -1/N is a prepared \
+                     one): the floor waits for it, and published rows are kept; set idle_in_transaction_session_timeout"
+                );
+            }
+            self.tracker.list(writers);
+            pass(failpoints::IN_FENCE);
+            if self.tracker.fence_is_passed() {
+                self.holes_since = None;
+                self.fence_told = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Collects acknowledgements, notices a stall, keeps the lease, saves.
+    async fn tick(&mut self) -> Result<(), TermError> {
+        let metrics = &self.relay.metrics;
+        let mut deliveries = self.publisher.collect();
+        if !deliveries.acknowledged.is_empty() {
+            let now = Instant::now();
+            let wall = Utc::now();
+            for id in &deliveries.acknowledged {
+                self.tracker.published(*id);
+                let Some(record) = self.in_flight.remove(id) else {
+                    continue;
+                };
+                metrics
+                    .ack
+                    .observe(now.duration_since(record.handed).as_secs_f64());
+                if let Some(occurred_at) = record.occurred_at {
+                    let age = (wall - occurred_at).to_std().unwrap_or_default();
+                    metrics.end_to_end.observe(age.as_secs_f64());
+                    self.meter.took(age);
+                }
+            }
+            metrics.published.inc_by(deliveries.acknowledged.len() as u64);
+            self.meter.published(deliveries.acknowledged.len() as u64);
+            self.moved = now;
+            self.unsaved = true;
+        }
+        if let Some(failure) = deliveries.failure() {
+            return Err(match (failure, self.alone) {
+                (PublishError::Refused { source, .. }, Some(id)) => PublishError::Refused {
+                    ids: vec![id],
+                    certain: true,
+                    source,
+                },
+                (other, _) => other,
+            }
+            .into());
+        }
+        metrics
+            .in_flight
+            .set(i64::try_from(self.in_flight.len()).unwrap_or(i64::MAX));
+        if self.in_flight.is_empty() {
+            self.moved = Instant::now();
+        } else if self.moved.elapsed() > self.relay.config.delivery_timeout {
+            return Err(PublishError::Stalled(self.relay.config.delivery_timeout).into());
+        }
+        if self.unsaved && self.saved.elapsed() >= self.relay.config.save_interval {
+            self.save(self.relay.config.lease_ttl).await?;
+        }
+        self.keep_lease().await
+    }
+
+    /// Renews the lease once a third of it has gone, and refuses to go on when too little of it is left.
+    async fn keep_lease(&mut self) -> Result<(), TermError> {
+        let ttl = self.relay.config.lease_ttl;
+        let left = self.lease.expires.saturating_duration_since(Instant::now());
+        if left < ttl - ttl / 3 {
+            self.save(ttl).await?;
+            if self.lease.expires.saturating_duration_since(Instant::now()) < self.relay.config.lease_margin()
+            {
+                return Err(SourceError::LeaseLost.into());
+            }
+        }
+        Ok(())
+    }
+
+    async fn save(&mut self, ttl: Duration) -> Result<(), TermError> {
+        pass(failpoints::BEFORE_SAVE);
+        // What is parked is done with as soon as the same statement has kept it.
+        for parked in &self.changes.parked {
+            self.tracker.published(parked.id);
+        }
+        let progress = self.tracker.progress(SAVED_RANGES);
+        let due = self.figures_saved.is_none_or(|at| at.elapsed() >= INSPECT);
+        let figures = if due {
+            serde_json::to_string(&self.figures).ok()
+        } else {
+            None
+        };
+        let wanted = self
+            .source
+            .save(&mut self.lease, &progress, ttl, figures.as_deref(), &self.changes)
+            .await?;
+        pass(failpoints::AFTER_SAVE);
+        if due {
+            self.figures_saved = Some(Instant::now());
+        }
+        self.wanted = wanted;
+        self.changes = QuarantineChanges::default();
+        self.parked_bytes = 0;
+        self.saved = Instant::now();
+        self.unsaved = false;
+        let metrics = &self.relay.metrics;
+        metrics.lease_remaining.set(ttl.as_secs_f64());
+        metrics.floor_lag.set(self.tracker.head() - self.tracker.floor());
+        Ok(())
+    }
+
+    /// Waits until what was read is as safe as it must be: with `synchronous_commit = off` a row is seen before it is on
+    /// disk, and may be gone after a crash. A commit of our own takes all that is before it to the disk.
+    async fn until_safe(&mut self, position: i64) -> Result<(), TermError> {
+        let began = Instant::now();
+        let limit = self.relay.config.statement_timeout();
+        let mut forced = self.relay.config.durability != Durability::Flushed;
+        while !self.source.is_safe(position).await? {
+            if began.elapsed() > limit {
+                return Err(SourceError::NotDurable(limit).into());
+            }
+            if !forced && began.elapsed() > FLUSH_PATIENCE {
+                forced = true;
+                self.save(self.relay.config.lease_ttl).await?;
+            }
+            self.tick().await?;
+            tokio::time::sleep(COLLECT / 4).await;
+        }
+        Ok(())
+    }
+
+    /// Waits, while acknowledgements are collected.
+    async fn rest(&mut self, pause: Duration, shutdown: &CancellationToken) -> Result<(), TermError> {
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || shutdown.is_cancelled() {
+                return Ok(());
+            }
+            let slice = if self.in_flight.is_empty() {
+                left
+            } else {
+                left.min(COLLECT)
+            };
+            tokio::select! {
+                () = tokio::time::sleep(slice) => {}
+                () = shutdown.cancelled() => {}
+            }
+            self.tick().await?;
+        }
+    }
+
+    /// Publishes some records of an entity whose first one an operator wants tried again or skipped.
+    async fn work_off(&mut self, shutdown: &CancellationToken) -> Result<(), TermError> {
+        let Some(entity) = self.retried.pop_front() else {
+            return Ok(());
+        };
+        // What waits to be saved belongs behind what is kept, and what is published no longer does.
+        if !self.changes.is_empty() {
+            self.save(self.relay.config.lease_ttl).await?;
+        }
+        let by_version = self.relay.config.versions == VersionRule::Contiguous;
+        let kept = self.source.kept(&entity, by_version, KEPT_ROWS).await?;
+        if kept.is_empty() {
+            tracing::info!(outbox = self.relay.name, "an entity is out of quarantine");
+            if let Some(keys) = self.frozen.get_mut(&entity.0) {
+                keys.remove(&entity.1);
+            }
+            self.frozen.retain(|_, keys| !keys.is_empty());
+            self.versions.forget((&entity.0, &entity.1));
+            return Ok(());
+        }
+        let mut published = Vec::new();
+        for (position, row) in kept.iter().enumerate() {
+            match self.publish_kept(&entity, row, position == 0, shutdown).await? {
+                Some(true) => published.push(row.id),
+                // A marker, or nothing, has taken its place.
+                Some(false) => {}
+                None => {
+                    self.settle(shutdown).await?;
+                    self.changes.released.append(&mut published);
+                    return Ok(());
+                }
+            }
+        }
+        if !self.settle(shutdown).await? {
+            return Ok(());
+        }
+        pass(failpoints::RELEASED);
+        self.changes.released.append(&mut published);
+        self.unsaved = true;
+        self.retried.push_back(entity);
+        Ok(())
+    }
+
+    /// Publishes a record of the quarantine, or the marker for it. `None`: it is refused still, or this is a shutdown.
+    async fn publish_kept(
+        &mut self,
+        entity: &(String, String),
+        row: &Kept,
+        alone: bool,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<bool>, TermError> {
+        let skip = match &row.decision {
+            Some(Decision::Skip { reason }) => Some(marker_headers(&row.headers, reason)),
+            _ => None,
+        };
+        // Not a tombstone: what the key stands for must not go with the row.
+        let payload = if skip.is_some() {
+            Some(&[][..])
+        } else {
+            row.payload.as_deref()
+        };
+        let headers = skip.as_ref().unwrap_or(&row.headers);
+        let mut record = Record::kept(
+            row.id,
+            (&entity.0, &entity.1),
+            &row.topic,
+            row.version,
+            headers,
+            payload,
+        );
+        if let Some((_, problem)) = self.refusal(&record).await? {
+            if skip.is_some() {
+                tracing::warn!(
+                    outbox = self.relay.name,
+                    outbox.id = row.id,
+                    problem,
+                    "a row is skipped without a marker: there is no topic to put it into"
+                );
+                self.changes.skipped.push(row.id);
+                self.unsaved = true;
+                return Ok(Some(false));
+            }
+            self.source.refused_again(entity, row.id, &problem).await?;
+            return Ok(None);
+        }
+        let sent = if alone {
+            self.send_alone(&mut record, shutdown).await?
+        } else {
+            self.send(&mut record, shutdown).await?
+        };
+        if !sent {
+            return Ok(None);
+        }
+        if skip.is_some() {
+            self.changes.skipped.push(row.id);
+            self.unsaved = true;
+            return Ok(Some(false));
+        }
+        Ok(Some(true))
+    }
+
+    /// Checks the sequence, and measures backlog and age. While `idle`, ids that nobody committed are looked into too.
+    async fn inspect(&mut self, idle: bool) -> Result<(), TermError> {
+        if self.inspected.is_some_and(|at| at.elapsed() < INSPECT) {
+            return Ok(());
+        }
+        self.inspected = Some(Instant::now());
+        let seen = self.tracker.head();
+        let given = self.source.last_id_given().await?.unwrap_or(0);
+        if given < seen {
+            return Err(TermError::SequenceSetBack { given, seen });
+        }
+        if idle {
+            self.tracker.given(given);
+        }
+        let backlog = self.tracker.unfinished() + given - self.tracker.head();
+        let age = if backlog == 0 {
+            Some(0.0)
+        } else {
+            self.source
+                .oldest_above(self.tracker.floor(), &self.relay.config.layout)
+                .await?
+        };
+        let quarantine = Quarantine {
+            db: &self.source.db,
+            table: &self.source.table,
+            name: &self.relay.name,
+            by_version: false,
+        };
+        let (keys, rows) = if self.frozen.is_empty() && self.figures.quarantined_keys == 0 {
+            (0, 0)
+        } else {
+            quarantine.counts().await?
+        };
+        if !self.frozen.is_empty() {
+            for entity in self.source.decided(DECIDED_KEYS).await? {
+                if !self.retried.contains(&entity) {
+                    self.retried.push_back(entity);
+                }
+            }
+        }
+        if self
+            .joined
+            .is_none_or(|at| at.elapsed() >= self.relay.config.heartbeat())
+        {
+            self.joined = Some(Instant::now());
+            let leads = self.relay.leadership.leads();
+            self.members = self
+                .source
+                .join(&self.relay.owner, leads, self.relay.config.lease_ttl)
+                .await?;
+        }
+        let metrics = &self.relay.metrics;
+        metrics.backlog.set(backlog);
+        metrics.oldest_age.set(age.unwrap_or_default());
+        metrics.quarantined_keys.set(keys);
+        metrics.quarantined_rows.set(rows);
+        let measured = self.meter.measure();
+        self.figures = Figures {
+            head: self.tracker.head(),
+            holes: self.tracker.holes().id_count(),
+            backlog_rows: backlog,
+            oldest_age_seconds: age,
+            in_flight: self.in_flight.len(),
+            rate_rows_per_second: measured.rate,
+            latency_p50_seconds: measured.p50,
+            latency_p99_seconds: measured.p99,
+            published_total: measured.total,
+            quarantined_keys: keys,
+            quarantined_rows: rows,
+        };
+        let lead = Lead {
+            leader: Some(self.relay.owner.clone()),
+            epoch: Some(self.lease.epoch),
+            lease_seconds: Some(
+                self.lease
+                    .expires
+                    .saturating_duration_since(Instant::now())
+                    .as_secs_f64(),
+            ),
+            members: self.members.clone(),
+            floor: Some(self.tracker.floor()),
+            removed_to: Some(removed_to(&self.source.db, &self.source.table).await?),
+            seen_seconds: Some(0.0),
+        };
+        self.relay.status.show(lead, Some(self.figures.clone()));
+        Ok(())
+    }
+
+    /// Whether another replica is to lead from now on: because somebody asked, or because it leads fewer outboxes.
+    async fn hands_over(&mut self) -> Result<bool, TermError> {
+        let me = &self.relay.owner;
+        let next = match self.wanted.take() {
+            Some(wanted) => {
+                let named = self
+                    .members
+                    .iter()
+                    .find(|member| member.instance == wanted && member.instance != *me);
+                let next = match named {
+                    None if wanted.is_empty() => fewest(me, &self.members),
+                    named => named,
+                };
+                let Some(next) = next else {
+                    tracing::warn!(
+                        outbox = self.relay.name,
+                        wanted,
+                        "not handed over: there is no such other replica"
+                    );
+                    self.source.want(&self.lease, None).await?;
+                    return Ok(false);
+                };
+                next.instance.clone()
+            }
+            None => {
+                let pause = self.relay.config.heartbeat() * 2;
+                match self.relay.leadership.who_should_lead(me, &self.members, pause) {
+                    Some(next) => next,
+                    None => return Ok(false),
+                }
+            }
+        };
+        tracing::info!(outbox = self.relay.name, to = next, "handing over");
+        self.source.want(&self.lease, Some(&next)).await?;
+        Ok(true)
+    }
+
+    /// Ends the term: what is in flight may still be acknowledged, what was is saved, the lease is given up.
+    pub(crate) async fn end(mut self, ended: Result<Ended, TermError>) -> Result<Ended, TermError> {
+        let source_failed = matches!(ended, Err(TermError::Source(_)));
+        if !source_failed && !matches!(ended, Err(TermError::Publish(_))) {
+            self.drain().await;
+        }
+        let unsaved = |error: &SourceError| {
+            tracing::warn!(
+                error = %telemetry::chain(error),
+                "progress was not saved at the end of a term: some rows will be published again"
+            );
+        };
+        let saved = match source_failed {
+            true => false,
+            false => match self.save(self.relay.config.lease_ttl).await {
+                Ok(()) => true,
+                Err(TermError::Source(error)) => {
+                    unsaved(&error);
+                    false
+                }
+                Err(_) => false,
+            },
+        };
+        let Self {
+            relay,
+            source,
+            publisher,
+            tracker,
+            mut lease,
+            ..
+        } = self;
+        // Nothing is on its way any more when the next leader begins, which then need not wait for the lease to expire.
+        publisher.abandon().await;
+        if saved {
+            let progress = tracker.progress(SAVED_RANGES);
+            let nothing = QuarantineChanges::default();
+            if let Err(error) = source
+                .save(&mut lease, &progress, Duration::ZERO, None, &nothing)
+                .await
+            {
+                unsaved(&error);
+            }
+            if matches!(ended, Ok(Ended::Shutdown))
+                && let Err(error) = source.leave(&relay.owner).await
+            {
+                tracing::debug!(outbox = relay.name, error = %telemetry::chain(&error), "left without a word");
+            }
+        }
+        ended
+    }
+
+    async fn drain(&mut self) {
+        let deadline = Instant::now() + DRAIN.min(self.relay.config.lease_ttl);
+        while !self.in_flight.is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(COLLECT).await;
+            if let Err(error) = self.tick().await {
+                tracing::warn!(
+                    outbox = self.relay.name,
+                    error = %telemetry::chain(&error),
+                    "records in flight were not acknowledged at the end of a term: they will be published again"
+                );
+                return;
+            }
+        }
+    }
+}
+
+/// The span of one record on its way, a child of the command that caused the event. The record's own headers keep the
+/// command's context: were they changed to this span, a repeat would not be the same bytes.
+fn send_span(record: &Record<'_>) -> Span {
+    let text = |name| record.header(name).unwrap_or_default();
+    let span = tracing::info_span!(
+        parent: None,
+        "send",
+        otel.name = %format_args!("send {}", record.topic),
+        otel.kind = "producer",
+        messaging.system = "kafka",
+        messaging.operation.name = "send",
+        messaging.operation.type = "send",
+        messaging.destination.name = %record.topic,
+        messaging.kafka.message.key = record.key,
+        messaging.message.id = text(header::CE_ID),
+        event.r#type = text(header::CE_TYPE),
+        event.version = record.version,
+    );
+    telemetry::set_parent(
+        &span,
+        record.header(header::TRACEPARENT),
+        record.header(header::TRACESTATE),
+    );
+    span
+}
