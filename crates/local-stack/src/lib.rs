@@ -7,6 +7,7 @@
 //! Linux only: it leans on `setpriv` from util-linux.
 
 pub mod cards;
+pub mod certificates;
 pub mod child;
 pub mod install;
 pub mod kafka;

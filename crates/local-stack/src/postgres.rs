@@ -1,21 +1,26 @@
 //! A PostgreSQL cluster of one's own.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, User};
 use tokio_postgres::NoTls;
 
+use crate::certificates::Authority;
 use crate::child::{self, Child, Launch};
 use crate::{paths, ports, wait};
 
 /// The superuser of every cluster made here.
 pub const SUPERUSER: &str = "postgres";
+
+/// Where the server only takes TLS, this superuser may come without: this crate speaks no TLS.
+const ADMIN: &str = "local_stack";
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -27,7 +32,15 @@ pub struct Builder {
     folder: PathBuf,
     port: Option<u16>,
     fsync: bool,
+    tls: Tls,
     settings: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tls {
+    Off,
+    Offered,
+    Required,
 }
 
 impl Builder {
@@ -40,6 +53,21 @@ impl Builder {
     /// Whether commits wait for the disk; on by default. A crash of the server alone loses nothing without it.
     pub fn fsync(mut self, fsync: bool) -> Self {
         self.fsync = fsync;
+        self
+    }
+
+    /// Offers TLS, with a certificate for `127.0.0.1` and `localhost` from an authority of the cluster's own: see
+    /// [`Postgres::ca_file`].
+    pub fn tls(mut self) -> Self {
+        if self.tls == Tls::Off {
+            self.tls = Tls::Offered;
+        }
+        self
+    }
+
+    /// As [`tls`](Self::tls), and whoever comes without is turned away; except for [`Postgres::admin_url`].
+    pub fn tls_only(mut self) -> Self {
+        self.tls = Tls::Required;
         self
     }
 
@@ -60,7 +88,18 @@ impl Builder {
         if !data.join("PG_VERSION").exists() {
             initdb(&binaries, &data, owner.as_ref(), self.fsync)?;
         }
+        let ca_file = match self.tls {
+            Tls::Off => None,
+            Tls::Offered | Tls::Required => Some(self.certify(&data, owner.as_ref())?),
+        };
         self.write_settings(&data)?;
+        let admin = match self.tls {
+            Tls::Off | Tls::Offered => SUPERUSER,
+            Tls::Required => {
+                require_tls(&binaries, &data, owner.as_ref())?;
+                ADMIN
+            }
+        };
         let mut last_error = None;
         for _ in 0..3 {
             let port = match self.port {
@@ -72,6 +111,8 @@ impl Builder {
                 data: data.clone(),
                 log: log.clone(),
                 user: owner.as_ref().map(|user| user.name.clone()),
+                admin,
+                ca_file: ca_file.clone(),
                 port,
                 child: None,
             };
@@ -88,6 +129,24 @@ impl Builder {
             }
         }
         Err(last_error.unwrap_or_else(|| anyhow::anyhow!("PostgreSQL did not start")))
+    }
+
+    /// Puts a certificate where the server looks for it, and returns the file of its authority.
+    fn certify(&self, data: &Path, owner: Option<&User>) -> Result<PathBuf> {
+        let authority = Authority::in_folder(self.folder.join("tls"))?;
+        let issued = authority.issue("postgres")?;
+        for (from, name, mode) in [
+            (&issued.certificate, "server.crt", 0o644),
+            (&issued.key, "server.key", 0o600),
+        ] {
+            let path = data.join(name);
+            std::fs::copy(from, &path).with_context(|| format!("cannot write {}", path.display()))?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+            if let Some(owner) = owner {
+                std::os::unix::fs::chown(&path, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))?;
+            }
+        }
+        Ok(authority.ca_file())
     }
 
     fn write_settings(&self, data: &Path) -> Result<()> {
@@ -109,6 +168,7 @@ impl Builder {
             ("timezone", "UTC"),
             ("fsync", on(self.fsync)),
             ("full_page_writes", on(self.fsync)),
+            ("ssl", on(self.tls != Tls::Off)),
         ];
         let own = self
             .settings
@@ -132,6 +192,8 @@ pub struct Postgres {
     data: PathBuf,
     log: PathBuf,
     user: Option<String>,
+    admin: &'static str,
+    ca_file: Option<PathBuf>,
     port: u16,
     child: Option<Child>,
 }
@@ -143,6 +205,7 @@ impl Postgres {
             folder: folder.into(),
             port: None,
             fsync: true,
+            tls: Tls::Off,
             settings: Vec::new(),
         }
     }
@@ -168,6 +231,19 @@ impl Postgres {
     /// The connection URL of `database`, as superuser.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://{SUPERUSER}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// A superuser's connection URL of `database` for which no TLS is needed, even where the server is for
+    /// [TLS only](Builder::tls_only).
+    pub fn admin_url(&self, database: &str) -> String {
+        format!("postgres://{}@127.0.0.1:{}/{database}", self.admin, self.port)
+    }
+
+    /// The certificate to trust, PEM, where the server was started with [`Builder::tls`].
+    pub fn ca_file(&self) -> Result<&Path> {
+        self.ca_file
+            .as_deref()
+            .context("this PostgreSQL was started without TLS")
     }
 
     /// Starts the server again after [`stop`](Self::stop) or [`kill`](Self::kill): same port, same data.
@@ -203,7 +279,7 @@ impl Postgres {
             .user(self.user.as_deref())
             .folder(&self.data)
             .spawn()?;
-        let url = self.url("postgres");
+        let url = self.admin_url("postgres");
         let waited = wait::until("PostgreSQL answers", START_LIMIT, || {
             let running = child.check_running();
             let url = &url;
@@ -279,7 +355,7 @@ impl Postgres {
 
     /// Makes `database` unless it exists.
     pub async fn create_database(&self, database: &str) -> Result<()> {
-        create_database(&self.url("postgres"), database).await
+        create_database(&self.admin_url("postgres"), database).await
     }
 }
 
@@ -483,6 +559,43 @@ fn initdb(binaries: &Path, data: &Path, owner: Option<&User>, sync: bool) -> Res
     text.push_str("\ninclude 'local-stack.conf'\n");
     std::fs::write(&conf, text)?;
     Ok(())
+}
+
+/// Turns everybody away who comes without TLS, but for [`ADMIN`].
+fn require_tls(binaries: &Path, data: &Path, owner: Option<&User>) -> Result<()> {
+    const RULES: &str = "\
+# Written by local-stack.
+hostnossl  all          local_stack  127.0.0.1/32  trust
+hostnossl  replication  local_stack  127.0.0.1/32  trust
+hostssl    all          all          127.0.0.1/32  trust
+hostssl    replication  all          127.0.0.1/32  trust
+";
+    let file = data.join("pg_hba.conf");
+    let rules = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    if rules == RULES {
+        return Ok(());
+    }
+    // Before the server runs, since there is no way into it without the role.
+    let mut single = as_owner(&binaries.join("postgres"), owner)
+        .args(["--single", "-D"])
+        .arg(data)
+        .args(["-c", "exit_on_error=on", "postgres"])
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("postgres --single did not start")?;
+    if let Some(mut input) = single.stdin.take() {
+        input.write_all(format!("CREATE ROLE {ADMIN} SUPERUSER LOGIN REPLICATION\n").as_bytes())?;
+    }
+    let output = single.wait_with_output()?;
+    ensure!(
+        output.status.success(),
+        "cannot make the role {ADMIN}:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    std::fs::write(&file, RULES).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// The processes whose parent is `pid`.

@@ -1,5 +1,76 @@
+use std::path::Path;
+
+use local_stack::Postgres;
+use local_stack::certificates::Authority;
 use local_stack::postgres::connect;
 use local_stack::testing::{self, Database, Folder};
+
+/// What a client that trusts `ca_file` alone says about its connection.
+fn with_psql(postgres: &Postgres, sslmode: &str, ca_file: &Path) -> Result<String, String> {
+    let output = std::process::Command::new(postgres.binaries().join("psql"))
+        .args(["-X", "-At", "-c"])
+        .arg("SELECT ssl, current_user FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+        .arg(postgres.url("postgres"))
+        .env("PGSSLMODE", sslmode)
+        .env("PGSSLROOTCERT", ca_file)
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(text(&output.stderr))
+    }
+}
+
+#[tokio::test]
+async fn tls_is_offered_under_a_certificate_of_an_authority_of_its_own() {
+    let folder = Folder::create("postgres-tls");
+    let postgres = Postgres::builder(folder.path().join("postgres"))
+        .fsync(false)
+        .tls()
+        .start()
+        .await
+        .unwrap();
+    let ca_file = postgres.ca_file().unwrap();
+    assert_eq!(
+        with_psql(&postgres, "verify-full", ca_file).unwrap(),
+        "t|postgres"
+    );
+    assert_eq!(with_psql(&postgres, "disable", ca_file).unwrap(), "f|postgres");
+
+    let stranger = Authority::in_folder(folder.path().join("stranger")).unwrap();
+    let refused = with_psql(&postgres, "verify-full", &stranger.ca_file()).unwrap_err();
+    assert!(refused.contains("certificate verify failed"), "{refused}");
+}
+
+#[tokio::test]
+async fn whoever_comes_without_tls_is_turned_away_where_it_is_required() {
+    let folder = Folder::create("postgres-tls-only");
+    let start = || {
+        Postgres::builder(folder.path().join("postgres"))
+            .fsync(false)
+            .tls_only()
+            .start()
+    };
+    let mut postgres = start().await.unwrap();
+    postgres.create_database("shop").await.unwrap();
+    let ca_file = postgres.ca_file().unwrap().to_owned();
+    assert_eq!(
+        with_psql(&postgres, "verify-full", &ca_file).unwrap(),
+        "t|postgres"
+    );
+    let refused = with_psql(&postgres, "disable", &ca_file).unwrap_err();
+    assert!(refused.contains("no encryption"), "{refused}");
+    connect(&postgres.admin_url("shop")).await.unwrap();
+
+    // A start with the data that is there already.
+    postgres.stop().await.unwrap();
+    let again = start().await.unwrap();
+    assert_eq!(again.ca_file().unwrap(), ca_file);
+    assert_eq!(with_psql(&again, "verify-full", &ca_file).unwrap(), "t|postgres");
+    connect(&again.admin_url("shop")).await.unwrap();
+}
 
 #[tokio::test]
 async fn committed_rows_survive_kill_and_stop() {
