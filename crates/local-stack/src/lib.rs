@@ -13,6 +13,7 @@ pub mod install;
 pub mod kafka;
 pub mod measure;
 pub mod paths;
+pub mod pgbouncer;
 mod ports;
 pub mod postgres;
 pub mod process;
@@ -22,6 +23,7 @@ pub mod wait;
 
 pub use child::Child;
 pub use kafka::Kafka;
+pub use pgbouncer::Pgbouncer;
 pub use ports::free_ports;
 pub use postgres::Postgres;
 pub use process::Process;

@@ -449,7 +449,7 @@ pub fn find_binaries() -> Option<PathBuf> {
 }
 
 /// Root must not run PostgreSQL; it is done as this user then.
-fn owner() -> Result<Option<User>> {
+pub(crate) fn owner() -> Result<Option<User>> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(None);
     }
@@ -461,7 +461,7 @@ fn owner() -> Result<Option<User>> {
 
 /// Where the cluster goes: below `folder` if its user can get there, otherwise below /var/tmp, at a place that is
 /// always the same for the same folder.
-fn data_folder(folder: &Path, owner: Option<&User>) -> Result<PathBuf> {
+pub(crate) fn data_folder(folder: &Path, owner: Option<&User>) -> Result<PathBuf> {
     let Some(owner) = owner else {
         return Ok(folder.join("data"));
     };

@@ -252,9 +252,19 @@ pub fn remove_test_folders() -> Result<()> {
         if age < ABANDONED_AFTER {
             continue;
         }
-        postgres::remove(&entry.path().join("postgres"))?;
-        std::fs::remove_dir_all(entry.path())?;
+        remove_folder(&entry.path())?;
     }
+    Ok(())
+}
+
+/// A test's folder, and the data elsewhere of those whose user could not get there.
+fn remove_folder(path: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(path)?.flatten() {
+        if entry.path().join("data-is-in").exists() {
+            postgres::remove(&entry.path())?;
+        }
+    }
+    std::fs::remove_dir_all(path)?;
     Ok(())
 }
 
@@ -300,8 +310,7 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            let _ = postgres::remove(&self.path.join("postgres"));
-            let _ = std::fs::remove_dir_all(&self.path);
+            let _ = remove_folder(&self.path);
         }
     }
 }
