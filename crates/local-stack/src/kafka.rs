@@ -11,14 +11,20 @@ use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::certificates::Authority;
 use crate::child::{self, Child, Launch};
 use crate::{paths, ports, wait};
 
 /// The version of Kafka that is run.
 pub const VERSION: &str = "4.1.0";
 
+/// Who may log in where the broker asks for it, and by what password; the second may do everything.
+pub const USER: (&str, &str) = ("relay", "secret");
+pub const ADMIN: (&str, &str) = ("admin", "admin-secret");
+
 const START_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+const TOOL_LIMIT: Duration = Duration::from_secs(60);
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// How to make a broker.
@@ -26,6 +32,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 pub struct Builder {
     folder: PathBuf,
     ports: Option<(u16, u16)>,
+    sasl_tls: bool,
+    authorizer: bool,
     settings: Vec<(String, String)>,
 }
 
@@ -33,6 +41,19 @@ impl Builder {
     /// The ports for clients and for the controller; by default free ones.
     pub fn ports(mut self, clients: u16, controller: u16) -> Self {
         self.ports = Some((clients, controller));
+        self
+    }
+
+    /// Listens at a further port for clients that come by TLS and log in by SASL PLAIN, as [`USER`] or [`ADMIN`]: see
+    /// [`Kafka::sasl_tls_brokers`] and [`Kafka::ca_file`].
+    pub fn sasl_tls(mut self) -> Self {
+        self.sasl_tls = true;
+        self
+    }
+
+    /// Keeps rules about who may do what. Nothing is forbidden at first: see [`Kafka::deny_write`].
+    pub fn authorizer(mut self) -> Self {
+        self.authorizer = true;
         self
     }
 
@@ -53,24 +74,34 @@ impl Builder {
         let java = find_java().context("no Java 17 or newer (apt-get install default-jre-headless)")?;
         std::fs::create_dir_all(&self.folder)
             .with_context(|| format!("cannot make {}", self.folder.display()))?;
+        let authority = match self.sasl_tls {
+            true => Some(Authority::in_folder(self.folder.join("tls"))?),
+            false => None,
+        };
         let mut last_error = None;
         for _ in 0..3 {
-            let (port, controller_port) = match self.ports {
-                Some(ports) => ports,
-                None => {
-                    let free = ports::free_ports(2)?;
-                    (free[0], free[1])
-                }
-            };
+            let free = ports::free_ports(3)?;
+            let (port, controller_port) = self.ports.unwrap_or((free[0], free[1]));
             let mut broker = Kafka {
                 java: java.clone(),
                 classpath: classpath(&jars),
                 folder: self.folder.canonicalize()?,
                 log: self.folder.join("kafka.log"),
                 port,
+                sasl_tls: authority.as_ref().map(|authority| SaslTls {
+                    port: free[2],
+                    ca_file: authority.ca_file(),
+                }),
                 child: None,
             };
-            broker.write_settings(controller_port, &self.settings)?;
+            let mut settings = self.settings.clone();
+            if let Some(authority) = &authority {
+                settings.extend(sasl_tls_settings(authority)?);
+            }
+            if self.authorizer {
+                settings.extend(authorizer_settings());
+            }
+            broker.write_settings(controller_port, &settings)?;
             broker.format()?;
             let offset = child::length(&broker.log);
             match broker.start().await {
@@ -98,7 +129,14 @@ pub struct Kafka {
     folder: PathBuf,
     log: PathBuf,
     port: u16,
+    sasl_tls: Option<SaslTls>,
     child: Option<Child>,
+}
+
+#[derive(Debug)]
+struct SaslTls {
+    port: u16,
+    ca_file: PathBuf,
 }
 
 impl Kafka {
@@ -107,6 +145,8 @@ impl Kafka {
         Builder {
             folder: folder.into(),
             ports: None,
+            sasl_tls: false,
+            authorizer: false,
             settings: Vec::new(),
         }
     }
@@ -118,6 +158,74 @@ impl Kafka {
     /// `host:port`, for `bootstrap.servers`.
     pub fn brokers(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// `host:port` for clients that come by [`Builder::sasl_tls`].
+    pub fn sasl_tls_brokers(&self) -> Result<String> {
+        Ok(format!("127.0.0.1:{}", self.sasl_tls()?.port))
+    }
+
+    /// The certificate to trust there, PEM.
+    pub fn ca_file(&self) -> Result<&Path> {
+        Ok(&self.sasl_tls()?.ca_file)
+    }
+
+    fn sasl_tls(&self) -> Result<&SaslTls> {
+        self.sasl_tls
+            .as_ref()
+            .context("this Kafka was started without SASL and TLS")
+    }
+
+    /// Runs one of Kafka's tools, by the name of its class and with `--bootstrap-server`, and returns what it prints. Fails
+    /// when it does.
+    pub async fn run_tool(&self, class: &str, args: &[&str]) -> Result<String> {
+        let log = self
+            .folder
+            .join(format!("tool-{}.log", uuid::Uuid::new_v4().simple()));
+        let mut child = Launch::new(class, &self.java, &log)
+            .args(jvm_options(&self.folder))
+            .args(["-XX:TieredStopAtLevel=1".into(), OsString::from("-cp")])
+            .args([self.classpath.clone()])
+            .args([class, "--bootstrap-server", &self.brokers()])
+            .args(args)
+            .folder(&self.folder)
+            .spawn()?;
+        let status = child.wait(TOOL_LIMIT).await?;
+        let output = std::fs::read_to_string(&log)?;
+        if !status.success() {
+            bail!("{class} {} failed ({status}):\n{output}", args.join(" "));
+        }
+        Ok(output)
+    }
+
+    /// Forbids `user` to write to `topic`; soon, not at once, and where the broker was started with
+    /// [`Builder::authorizer`]. While it holds nobody but this crate and [`ADMIN`] can use the topic: one that has rules is
+    /// closed to those whom none lets in.
+    pub async fn deny_write(&self, user: &str, topic: &str) -> Result<()> {
+        self.change_rule("--add", &[], user, topic).await
+    }
+
+    /// Undoes [`deny_write`](Self::deny_write), soon.
+    pub async fn allow_write(&self, user: &str, topic: &str) -> Result<()> {
+        self.change_rule("--remove", &["--force"], user, topic).await
+    }
+
+    async fn change_rule(&self, action: &str, how: &[&str], user: &str, topic: &str) -> Result<()> {
+        let principal = format!("User:{user}");
+        let rule = [
+            "--deny-principal",
+            &principal,
+            "--operation",
+            "Write",
+            "--topic",
+            topic,
+        ];
+        self.run_tool(
+            "org.apache.kafka.tools.AclCommand",
+            &[&[action], how, &rule].concat(),
+        )
+        .await?;
+        Ok(())
     }
 
     pub fn log(&self) -> &Path {
@@ -197,15 +305,20 @@ impl Kafka {
     fn write_settings(&self, controller_port: u16, own: &[(String, String)]) -> Result<()> {
         let port = self.port;
         let data = self.folder.join("data");
+        let sasl_tls = self
+            .sasl_tls
+            .as_ref()
+            .map(|listener| format!(",SASL_SSL://127.0.0.1:{}", listener.port))
+            .unwrap_or_default();
         let mut text = format!(
             "# Written at every start.\n\
              process.roles=broker,controller\n\
              node.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{sasl_tls}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}{sasl_tls}\n\
              controller.listener.names=CONTROLLER\n\
-             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL\n\
              log.dirs={}\n",
             data.display()
         );
@@ -273,6 +386,43 @@ impl Kafka {
         }
         Ok(())
     }
+}
+
+type Settings = Vec<(String, String)>;
+
+fn sasl_tls_settings(authority: &Authority) -> Result<Settings> {
+    let issued = authority.issue("kafka")?;
+    // Kafka wants them in one file.
+    let keystore = issued.key.with_extension("pem");
+    let pem = std::fs::read_to_string(&issued.key)? + &std::fs::read_to_string(&issued.certificate)?;
+    std::fs::write(&keystore, pem).with_context(|| format!("cannot write {}", keystore.display()))?;
+    let users = [USER, ADMIN].map(|(name, password)| format!("user_{name}=\"{password}\""));
+    let settings = [
+        ("sasl.enabled.mechanisms", "PLAIN".to_owned()),
+        (
+            "listener.name.sasl_ssl.plain.sasl.jaas.config",
+            format!(
+                "org.apache.kafka.common.security.plain.PlainLoginModule required {};",
+                users.join(" ")
+            ),
+        ),
+        ("ssl.keystore.type", "PEM".to_owned()),
+        ("ssl.keystore.location", keystore.display().to_string()),
+    ];
+    Ok(settings.map(|(name, value)| (name.to_owned(), value)).into())
+}
+
+fn authorizer_settings() -> Settings {
+    let settings = [
+        (
+            "authorizer.class.name",
+            "org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned(),
+        ),
+        // Whoever comes without logging in, as the broker itself and this crate do, is nobody's user.
+        ("super.users", format!("User:{};User:ANONYMOUS", ADMIN.0)),
+        ("allow.everyone.if.no.acl.found", "true".to_owned()),
+    ];
+    settings.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
 fn jvm_options(folder: &Path) -> Vec<OsString> {
