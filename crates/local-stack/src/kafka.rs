@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::certificates::Authority;
 use crate::child::{self, Child, Launch};
-use crate::{paths, ports, wait};
+use crate::{maven, paths, ports, wait};
 
 /// The version of Kafka that is run.
 pub const VERSION: &str = "4.1.0";
@@ -21,6 +21,16 @@ pub const VERSION: &str = "4.1.0";
 /// Who may log in where the broker asks for it, and by what password; the second may do everything.
 pub const USER: (&str, &str) = ("relay", "secret");
 pub const ADMIN: (&str, &str) = ("admin", "admin-secret");
+
+/// How Kafka's processes log.
+pub(crate) const LOGGING: &str = "\
+rootLogger.level=INFO
+rootLogger.appenderRef.stdout.ref=STDOUT
+appender.stdout.type=Console
+appender.stdout.name=STDOUT
+appender.stdout.layout.type=PatternLayout
+appender.stdout.layout.pattern=[%d] %p %m (%c)%n
+";
 
 const START_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -344,15 +354,7 @@ impl Kafka {
             text.push_str(&format!("{name}={value}\n"));
         }
         std::fs::write(self.properties(), text)?;
-        std::fs::write(
-            self.folder.join("log4j2.properties"),
-            "rootLogger.level=INFO\n\
-             rootLogger.appenderRef.stdout.ref=STDOUT\n\
-             appender.stdout.type=Console\n\
-             appender.stdout.name=STDOUT\n\
-             appender.stdout.layout.type=PatternLayout\n\
-             appender.stdout.layout.pattern=[%d] %p %m (%c)%n\n",
-        )?;
+        std::fs::write(self.folder.join("log4j2.properties"), LOGGING)?;
         Ok(())
     }
 
@@ -425,7 +427,7 @@ fn authorizer_settings() -> Settings {
     settings.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
-fn jvm_options(folder: &Path) -> Vec<OsString> {
+pub(crate) fn jvm_options(folder: &Path) -> Vec<OsString> {
     let log_config = format!(
         "-Dlog4j2.configurationFile={}",
         folder.join("log4j2.properties").display()
@@ -451,7 +453,7 @@ pub fn classpath(jars: &Path) -> OsString {
 
 /// Where the jars are kept once they were fetched.
 pub fn jars_dir() -> Result<PathBuf> {
-    Ok(paths::target_dir()?.join(format!("tools/kafka-{VERSION}/libs")))
+    Ok(paths::target_dir()?.join(format!("tools/kafka-{VERSION}/jars")))
 }
 
 /// Java 17 or newer.
@@ -471,53 +473,16 @@ fn java_version(java: &Path) -> Option<u32> {
 
 /// Fetches Kafka's jars with Maven, once per target directory.
 pub fn fetch_jars() -> Result<()> {
-    let jars = jars_dir()?;
-    let folder = jars
-        .parent()
-        .context("the jars have no parent folder")?
-        .to_owned();
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    // Several processes may want them at once.
-    let lock = std::fs::File::create(folder.join("lock"))?;
-    lock.lock().context("cannot lock the folder of Kafka's jars")?;
-    if jars.is_dir() {
-        return Ok(());
-    }
-    let maven = paths::on_path("mvn").context("Maven is not installed (apt-get install maven)")?;
-    let pom = folder.join("pom.xml");
-    std::fs::write(&pom, pom_text())?;
-    let incomplete = folder.join("libs.incomplete");
-    let output = Command::new(maven)
-        .args(["-B", "-q", "-ntp", "-f"])
-        .arg(&pom)
-        .args(["dependency:copy-dependencies", "-DincludeScope=runtime"])
-        .arg(format!("-DoutputDirectory={}", incomplete.display()))
-        .output()
-        .context("Maven did not start")?;
-    if !output.status.success() {
-        bail!(
-            "Maven could not fetch Kafka's jars (is Maven Central, or a mirror in ~/.m2/settings.xml, reachable?):\n{}",
-            String::from_utf8_lossy(&output.stdout)
-        );
-    }
-    std::fs::rename(&incomplete, &jars)?;
-    Ok(())
-}
-
-fn pom_text() -> String {
-    // kafka_2.13 is the broker, kafka-tools has the console consumer and the like.
-    let dependency = |artifact: &str| {
-        format!(
-            "<dependency><groupId>org.apache.kafka</groupId><artifactId>{artifact}</artifactId>\
-             <version>{VERSION}</version></dependency>"
-        )
-    };
-    format!(
-        "<project xmlns=\"http://maven.apache.org/POM/4.0.0\">\n<modelVersion>4.0.0</modelVersion>\n\
-         <groupId>local</groupId><artifactId>kafka-jars</artifactId><version>1</version>\n\
-         <dependencies>\n{}\n{}\n</dependencies>\n</project>\n",
-        dependency("kafka_2.13"),
-        dependency("kafka-tools")
+    maven::fetch(
+        "Kafka",
+        &jars_dir()?,
+        &[
+            // The broker, and the console consumer and the like, with Kafka Connect.
+            ("org.apache.kafka", "kafka_2.13", VERSION),
+            ("org.apache.kafka", "kafka-tools", VERSION),
+            // Without it nothing is logged.
+            ("org.apache.logging.log4j", "log4j-slf4j-impl", "2.24.3"),
+        ],
     )
 }
 

@@ -11,6 +11,7 @@ pub mod certificates;
 pub mod child;
 pub mod install;
 pub mod kafka;
+mod maven;
 pub mod measure;
 pub mod paths;
 pub mod pgbouncer;
