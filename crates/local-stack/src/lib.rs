@@ -9,6 +9,7 @@
 pub mod cards;
 pub mod certificates;
 pub mod child;
+pub mod debezium;
 pub mod install;
 pub mod kafka;
 mod maven;
@@ -23,6 +24,7 @@ pub mod testing;
 pub mod wait;
 
 pub use child::Child;
+pub use debezium::Debezium;
 pub use kafka::Kafka;
 pub use pgbouncer::Pgbouncer;
 pub use ports::free_ports;
