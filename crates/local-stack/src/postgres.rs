@@ -23,6 +23,7 @@ pub const SUPERUSER: &str = "postgres";
 const ADMIN: &str = "local_stack";
 
 const START_LIMIT: Duration = Duration::from_secs(60);
+const COPY_LIMIT: Duration = Duration::from_secs(120);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -337,6 +338,72 @@ impl Postgres {
     /// Undoes [`pause`](Self::pause).
     pub fn resume(&mut self) -> Result<()> {
         self.signal_all(Signal::SIGCONT)
+    }
+
+    /// Another server, in `folder`, that follows this one by streaming replication: what is committed here arrives there
+    /// soon, and commits do not wait for it. It answers queries until it is [promoted](Self::promote).
+    pub async fn standby(&self, folder: impl Into<PathBuf>) -> Result<Self> {
+        let folder = folder.into();
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let owner = owner()?;
+        let data = data_folder(&folder, owner.as_ref())?;
+        // A slot, so that the WAL that it needs is kept while it is stopped or frozen.
+        let slot = format!("standby_{}", uuid::Uuid::new_v4().simple());
+        let log = folder.join("postgres.log");
+        let copied = Launch::new("pg_basebackup", self.binaries.join("pg_basebackup"), &log)
+            .args(["--checkpoint=fast", "--wal-method=stream", "--no-sync"])
+            .args(["--write-recovery-conf", "--create-slot", "--slot", &slot])
+            .args(["--dbname", &self.admin_url("postgres")])
+            .args([OsString::from("--pgdata"), data.clone().into()])
+            .user(self.user.as_deref())
+            .folder(&data)
+            .spawn()?
+            .wait(COPY_LIMIT)
+            .await?;
+        ensure!(
+            copied.success(),
+            "pg_basebackup failed ({copied}):\n{}",
+            child::tail(&log, 20)
+        );
+        let mut last_error = None;
+        for _ in 0..3 {
+            let mut standby = Self {
+                binaries: self.binaries.clone(),
+                data: data.clone(),
+                log: log.clone(),
+                user: self.user.clone(),
+                admin: self.admin,
+                ca_file: self.ca_file.clone(),
+                port: ports::free_ports(1)?[0],
+                child: None,
+            };
+            let offset = child::length(&log);
+            match standby.start().await {
+                Ok(()) => return Ok(standby),
+                Err(error) if child::written_since(&log, offset).contains("Address already in use") => {
+                    last_error = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last_error.unwrap_or_else(|| anyhow::anyhow!("the standby did not start")))
+    }
+
+    /// Makes a [standby](Self::standby) a primary, whether the one before is gone or not, and waits until it takes writes.
+    pub async fn promote(&self) -> Result<()> {
+        let client = connect(&self.admin_url("postgres")).await?;
+        let limit = i32::try_from(START_LIMIT.as_secs())?;
+        let promotion = async { client.query_one("SELECT pg_promote(true, $1)", &[&limit]).await };
+        let promoted: bool = tokio::time::timeout(START_LIMIT + CONNECT_LIMIT, promotion)
+            .await
+            .context("the promotion has not been answered")??
+            .get(0);
+        ensure!(
+            promoted,
+            "the standby was not promoted within {START_LIMIT:?}; its log: {}",
+            self.log.display()
+        );
+        Ok(())
     }
 
     pub fn is_running(&mut self) -> bool {

@@ -1,11 +1,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::path::Path;
+use std::time::Duration;
 
 use local_stack::Postgres;
 use local_stack::certificates::Authority;
 use local_stack::postgres::connect;
 use local_stack::testing::{self, Database, Folder};
+use local_stack::wait;
+use tokio_postgres::error::SqlState;
 
 /// What a client that trusts `ca_file` alone says about its connection.
 fn with_psql(postgres: &Postgres, sslmode: &str, ca_file: &Path) -> Result<String, String> {
@@ -150,4 +153,46 @@ async fn databases_are_copies_of_a_template_made_once() {
         .await
         .unwrap();
     assert!(left.is_none());
+}
+
+#[tokio::test]
+async fn a_standby_follows_and_takes_over() {
+    let folder = Folder::create("postgres-standby");
+    let mut primary = testing::private_postgres(&folder).await.unwrap();
+    let url = primary.url("postgres");
+    let client = connect(&url).await.unwrap();
+    client
+        .batch_execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)")
+        .await
+        .unwrap();
+    let mut standby = primary.standby(folder.path().join("standby")).await.unwrap();
+    assert_ne!(standby.port(), primary.port());
+    client.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+    let count = async || -> anyhow::Result<i64> {
+        let follower = connect(&standby.url("postgres")).await?;
+        Ok(follower.query_one("SELECT count(*) FROM t", &[]).await?.get(0))
+    };
+    wait::until("it has followed", Duration::from_secs(20), async || {
+        Ok((count().await? == 2).then_some(()))
+    })
+    .await
+    .unwrap();
+    let follower = connect(&standby.url("postgres")).await.unwrap();
+    let refused = follower
+        .batch_execute("INSERT INTO t VALUES (0)")
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Some(&SqlState::READ_ONLY_SQL_TRANSACTION));
+
+    // What is committed while it is away is lost with the primary.
+    standby.stop().await.unwrap();
+    client.batch_execute("INSERT INTO t VALUES (3)").await.unwrap();
+    primary.kill().unwrap();
+    standby.start().await.unwrap();
+    standby.promote().await.unwrap();
+    let promoted = connect(&standby.url("postgres")).await.unwrap();
+    promoted.batch_execute("INSERT INTO t VALUES (4)").await.unwrap();
+    let rows = promoted.query("SELECT id FROM t ORDER BY id", &[]).await.unwrap();
+    let ids: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(ids, [1, 2, 4]);
 }
