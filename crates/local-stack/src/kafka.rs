@@ -41,6 +41,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct Builder {
     folder: PathBuf,
+    data_in: Option<PathBuf>,
     ports: Option<(u16, u16)>,
     sasl_tls: bool,
     authorizer: bool,
@@ -51,6 +52,12 @@ impl Builder {
     /// The ports for clients and for the controller; by default free ones.
     pub fn ports(mut self, clients: u16, controller: u16) -> Self {
         self.ports = Some((clients, controller));
+        self
+    }
+
+    /// Keeps the data in this folder, such as a [`Disk`](crate::Disk), and the log and the rest in its own.
+    pub fn data_in(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.data_in = Some(folder.into());
         self
     }
 
@@ -95,6 +102,10 @@ impl Builder {
             let mut broker = Kafka {
                 java: java.clone(),
                 classpath: classpath(&jars),
+                data: match &self.data_in {
+                    Some(folder) => folder.canonicalize()?.join("data"),
+                    None => self.folder.canonicalize()?.join("data"),
+                },
                 folder: self.folder.canonicalize()?,
                 log: self.folder.join("kafka.log"),
                 port,
@@ -137,6 +148,7 @@ pub struct Kafka {
     java: PathBuf,
     classpath: OsString,
     folder: PathBuf,
+    data: PathBuf,
     log: PathBuf,
     port: u16,
     sasl_tls: Option<SaslTls>,
@@ -154,6 +166,7 @@ impl Kafka {
     pub fn builder(folder: impl Into<PathBuf>) -> Builder {
         Builder {
             folder: folder.into(),
+            data_in: None,
             ports: None,
             sasl_tls: false,
             authorizer: false,
@@ -314,7 +327,6 @@ impl Kafka {
 
     fn write_settings(&self, controller_port: u16, own: &[(String, String)]) -> Result<()> {
         let port = self.port;
-        let data = self.folder.join("data");
         let sasl_tls = self
             .sasl_tls
             .as_ref()
@@ -330,7 +342,7 @@ impl Kafka {
              controller.listener.names=CONTROLLER\n\
              listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL\n\
              log.dirs={}\n",
-            data.display()
+            self.data.display()
         );
         let fixed = [
             ("auto.create.topics.enable", "false"),
@@ -360,7 +372,7 @@ impl Kafka {
 
     /// What `kafka-storage.sh format` does.
     fn format(&self) -> Result<()> {
-        if self.folder.join("data/meta.properties").exists() {
+        if self.data.join("meta.properties").exists() {
             return Ok(());
         }
         let output = Command::new(&self.java)

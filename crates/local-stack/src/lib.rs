@@ -10,6 +10,7 @@ pub mod cards;
 pub mod certificates;
 pub mod child;
 pub mod debezium;
+pub mod disk;
 pub mod install;
 pub mod kafka;
 mod maven;
@@ -25,6 +26,7 @@ pub mod wait;
 
 pub use child::Child;
 pub use debezium::Debezium;
+pub use disk::Disk;
 pub use kafka::Kafka;
 pub use pgbouncer::Pgbouncer;
 pub use ports::free_ports;

@@ -31,6 +31,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Builder {
     folder: PathBuf,
+    data_in: Option<PathBuf>,
     port: Option<u16>,
     fsync: bool,
     tls: Tls,
@@ -48,6 +49,12 @@ impl Builder {
     /// Listens on this port; by default on a free one.
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
+        self
+    }
+
+    /// Keeps the data in this folder, such as a [`Disk`](crate::Disk), and the log alone in its own.
+    pub fn data_in(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.data_in = Some(folder.into());
         self
     }
 
@@ -85,7 +92,7 @@ impl Builder {
         let log = self.folder.join("postgres.log");
         std::fs::create_dir_all(&self.folder)
             .with_context(|| format!("cannot make {}", self.folder.display()))?;
-        let data = data_folder(&self.folder, owner.as_ref())?;
+        let data = data_folder(self.data_in.as_deref().unwrap_or(&self.folder), owner.as_ref())?;
         if !data.join("PG_VERSION").exists() {
             initdb(&binaries, &data, owner.as_ref(), self.fsync)?;
         }
@@ -204,6 +211,7 @@ impl Postgres {
     pub fn builder(folder: impl Into<PathBuf>) -> Builder {
         Builder {
             folder: folder.into(),
+            data_in: None,
             port: None,
             fsync: true,
             tls: Tls::Off,
