@@ -142,8 +142,12 @@ pub fn ensure(program: &str, package: &str) -> Result<PathBuf> {
     }
     let install = || -> Result<()> {
         let root = Root::get()?;
-        root.apt_get(&["update", "-q"])?;
-        root.install_without_starting(package)
+        // The lists of packages may be there, and new enough. Reading them anew takes time, and does not wait for others
+        // who do.
+        root.install_without_starting(package).or_else(|_| {
+            root.apt_get(&["update", "-q"])?;
+            root.install_without_starting(package)
+        })
     };
     install().with_context(|| {
         format!(
