@@ -75,6 +75,13 @@ async fn whoever_comes_without_tls_is_turned_away_where_it_is_required() {
     assert_eq!(again.ca_file().unwrap(), ca_file);
     assert_eq!(with_psql(&again, "verify-full", &ca_file).unwrap(), "t|postgres");
     connect(&again.admin_url("shop")).await.unwrap();
+
+    let standby = again.standby(folder.path().join("standby")).await.unwrap();
+    assert_eq!(
+        with_psql(&standby, "verify-full", &ca_file).unwrap(),
+        "t|postgres"
+    );
+    with_psql(&standby, "disable", &ca_file).unwrap_err();
 }
 
 #[tokio::test]
