@@ -126,6 +126,46 @@ pub fn install_missing(say: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
+/// The path of `program`, which only some tests need: the Debian package `package` is installed if it is not there. Safe
+/// when several processes ask at once.
+pub fn ensure(program: &str, package: &str) -> Result<PathBuf> {
+    if let Some(found) = paths::on_path(program) {
+        return Ok(found);
+    }
+    let folder = paths::target_dir()?.join("tools");
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let lock = std::fs::File::create(folder.join("install.lock"))?;
+    lock.lock()
+        .with_context(|| format!("cannot lock {}", folder.display()))?;
+    if let Some(found) = paths::on_path(program) {
+        return Ok(found);
+    }
+    let install = || -> Result<()> {
+        let root = Root::get()?;
+        // The lists of packages may be there, and new enough. Reading them anew takes time, and does not wait for others
+        // who do.
+        root.install_without_starting(package).or_else(|_| {
+            root.apt_get(&["update", "-q"])?;
+            root.install_without_starting(package)
+        })
+    };
+    install().with_context(|| {
+        format!(
+            "{program} is not installed. Install it with: sudo apt-get install --no-install-recommends {package}, or what \
+             the machine's own package manager calls {package}"
+        )
+    })?;
+    paths::on_path(program)
+        .with_context(|| format!("installed the package {package}, and still do not find {program}"))
+}
+
+/// Runs its arguments while no package may start a service. Not where somebody has a policy of their own.
+const WITHOUT_STARTING: &str = r#"policy=/usr/sbin/policy-rc.d
+[ -e $policy ] && exec "$@"
+trap 'rm -f $policy' EXIT
+printf '#!/bin/sh\nexit 101\n' > $policy && chmod 755 $policy
+"$@""#;
+
 /// What a person has to do to get what is missing.
 pub fn instructions(missing: &[Need]) -> String {
     let packages = missing
@@ -173,6 +213,22 @@ impl Root {
         // Another package tool may be at work, for example right after boot.
         let waiting = ["-o", "DPkg::Lock::Timeout=300"];
         self.run("apt-get", &[&waiting, args].concat())
+    }
+
+    /// The package alone: a server that it would start on a well-known port is nothing that anybody asked for.
+    fn install_without_starting(&self, package: &str) -> Result<()> {
+        let install = [
+            "apt-get",
+            "-o",
+            "DPkg::Lock::Timeout=300",
+            "install",
+            "-q",
+            "-y",
+            "--no-install-recommends",
+            package,
+        ];
+        let script = ["-c", WITHOUT_STARTING, "sh"];
+        self.run("sh", &[&script[..], &install[..]].concat())
     }
 
     fn run(&self, program: &str, args: &[&str]) -> Result<()> {

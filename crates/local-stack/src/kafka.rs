@@ -11,21 +11,40 @@ use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::certificates::Authority;
 use crate::child::{self, Child, Launch};
-use crate::{paths, ports, wait};
+use crate::{maven, paths, ports, wait};
 
 /// The version of Kafka that is run.
 pub const VERSION: &str = "4.1.0";
 
+/// Who may log in where the broker asks for it, and by what password; the second may do everything.
+pub const USER: (&str, &str) = ("relay", "secret");
+pub const ADMIN: (&str, &str) = ("admin", "admin-secret");
+
+/// How Kafka's processes log.
+pub(crate) const LOGGING: &str = "\
+rootLogger.level=INFO
+rootLogger.appenderRef.stdout.ref=STDOUT
+appender.stdout.type=Console
+appender.stdout.name=STDOUT
+appender.stdout.layout.type=PatternLayout
+appender.stdout.layout.pattern=[%d] %p %m (%c)%n
+";
+
 const START_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+const TOOL_LIMIT: Duration = Duration::from_secs(60);
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// How to make a broker.
 #[derive(Debug, Clone)]
 pub struct Builder {
     folder: PathBuf,
+    data_in: Option<PathBuf>,
     ports: Option<(u16, u16)>,
+    sasl_tls: bool,
+    authorizer: bool,
     settings: Vec<(String, String)>,
 }
 
@@ -33,6 +52,25 @@ impl Builder {
     /// The ports for clients and for the controller; by default free ones.
     pub fn ports(mut self, clients: u16, controller: u16) -> Self {
         self.ports = Some((clients, controller));
+        self
+    }
+
+    /// Keeps the data in this folder, such as a [`Disk`](crate::Disk), and the log and the rest in its own.
+    pub fn data_in(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.data_in = Some(folder.into());
+        self
+    }
+
+    /// Listens at a further port for clients that come by TLS and log in by SASL PLAIN, as [`USER`] or [`ADMIN`]: see
+    /// [`Kafka::sasl_tls_brokers`] and [`Kafka::ca_file`].
+    pub fn sasl_tls(mut self) -> Self {
+        self.sasl_tls = true;
+        self
+    }
+
+    /// Keeps rules about who may do what. Nothing is forbidden at first: see [`Kafka::deny_write`].
+    pub fn authorizer(mut self) -> Self {
+        self.authorizer = true;
         self
     }
 
@@ -53,24 +91,38 @@ impl Builder {
         let java = find_java().context("no Java 17 or newer (apt-get install default-jre-headless)")?;
         std::fs::create_dir_all(&self.folder)
             .with_context(|| format!("cannot make {}", self.folder.display()))?;
+        let authority = match self.sasl_tls {
+            true => Some(Authority::in_folder(self.folder.join("tls"))?),
+            false => None,
+        };
         let mut last_error = None;
         for _ in 0..3 {
-            let (port, controller_port) = match self.ports {
-                Some(ports) => ports,
-                None => {
-                    let free = ports::free_ports(2)?;
-                    (free[0], free[1])
-                }
-            };
+            let free = ports::free_ports(3)?;
+            let (port, controller_port) = self.ports.unwrap_or((free[0], free[1]));
             let mut broker = Kafka {
                 java: java.clone(),
                 classpath: classpath(&jars),
+                data: match &self.data_in {
+                    Some(folder) => folder.canonicalize()?.join("data"),
+                    None => self.folder.canonicalize()?.join("data"),
+                },
                 folder: self.folder.canonicalize()?,
                 log: self.folder.join("kafka.log"),
                 port,
+                sasl_tls: authority.as_ref().map(|authority| SaslTls {
+                    port: free[2],
+                    ca_file: authority.ca_file(),
+                }),
                 child: None,
             };
-            broker.write_settings(controller_port, &self.settings)?;
+            let mut settings = self.settings.clone();
+            if let Some(authority) = &authority {
+                settings.extend(sasl_tls_settings(authority)?);
+            }
+            if self.authorizer {
+                settings.extend(authorizer_settings());
+            }
+            broker.write_settings(controller_port, &settings)?;
             broker.format()?;
             let offset = child::length(&broker.log);
             match broker.start().await {
@@ -96,9 +148,17 @@ pub struct Kafka {
     java: PathBuf,
     classpath: OsString,
     folder: PathBuf,
+    data: PathBuf,
     log: PathBuf,
     port: u16,
+    sasl_tls: Option<SaslTls>,
     child: Option<Child>,
+}
+
+#[derive(Debug)]
+struct SaslTls {
+    port: u16,
+    ca_file: PathBuf,
 }
 
 impl Kafka {
@@ -106,7 +166,10 @@ impl Kafka {
     pub fn builder(folder: impl Into<PathBuf>) -> Builder {
         Builder {
             folder: folder.into(),
+            data_in: None,
             ports: None,
+            sasl_tls: false,
+            authorizer: false,
             settings: Vec::new(),
         }
     }
@@ -118,6 +181,74 @@ impl Kafka {
     /// `host:port`, for `bootstrap.servers`.
     pub fn brokers(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// `host:port` for clients that come by [`Builder::sasl_tls`].
+    pub fn sasl_tls_brokers(&self) -> Result<String> {
+        Ok(format!("127.0.0.1:{}", self.sasl_tls()?.port))
+    }
+
+    /// The certificate to trust there, PEM.
+    pub fn ca_file(&self) -> Result<&Path> {
+        Ok(&self.sasl_tls()?.ca_file)
+    }
+
+    fn sasl_tls(&self) -> Result<&SaslTls> {
+        self.sasl_tls
+            .as_ref()
+            .context("this Kafka was started without SASL and TLS")
+    }
+
+    /// Runs one of Kafka's tools, by the name of its class and with `--bootstrap-server`, and returns what it prints. Fails
+    /// when it does.
+    pub async fn run_tool(&self, class: &str, args: &[&str]) -> Result<String> {
+        let log = self
+            .folder
+            .join(format!("tool-{}.log", uuid::Uuid::new_v4().simple()));
+        let mut child = Launch::new(class, &self.java, &log)
+            .args(jvm_options(&self.folder))
+            .args(["-XX:TieredStopAtLevel=1".into(), OsString::from("-cp")])
+            .args([self.classpath.clone()])
+            .args([class, "--bootstrap-server", &self.brokers()])
+            .args(args)
+            .folder(&self.folder)
+            .spawn()?;
+        let status = child.wait(TOOL_LIMIT).await?;
+        let output = std::fs::read_to_string(&log)?;
+        if !status.success() {
+            bail!("{class} {} failed ({status}):\n{output}", args.join(" "));
+        }
+        Ok(output)
+    }
+
+    /// Forbids `user` to write to `topic`; soon, not at once, and where the broker was started with
+    /// [`Builder::authorizer`]. While it holds nobody but this crate and [`ADMIN`] can use the topic: one that has rules is
+    /// closed to those whom none lets in.
+    pub async fn deny_write(&self, user: &str, topic: &str) -> Result<()> {
+        self.change_rule("--add", &[], user, topic).await
+    }
+
+    /// Undoes [`deny_write`](Self::deny_write), soon.
+    pub async fn allow_write(&self, user: &str, topic: &str) -> Result<()> {
+        self.change_rule("--remove", &["--force"], user, topic).await
+    }
+
+    async fn change_rule(&self, action: &str, how: &[&str], user: &str, topic: &str) -> Result<()> {
+        let principal = format!("User:{user}");
+        let rule = [
+            "--deny-principal",
+            &principal,
+            "--operation",
+            "Write",
+            "--topic",
+            topic,
+        ];
+        self.run_tool(
+            "org.apache.kafka.tools.AclCommand",
+            &[&[action], how, &rule].concat(),
+        )
+        .await?;
+        Ok(())
     }
 
     pub fn log(&self) -> &Path {
@@ -196,18 +327,22 @@ impl Kafka {
 
     fn write_settings(&self, controller_port: u16, own: &[(String, String)]) -> Result<()> {
         let port = self.port;
-        let data = self.folder.join("data");
+        let sasl_tls = self
+            .sasl_tls
+            .as_ref()
+            .map(|listener| format!(",SASL_SSL://127.0.0.1:{}", listener.port))
+            .unwrap_or_default();
         let mut text = format!(
             "# Written at every start.\n\
              process.roles=broker,controller\n\
              node.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{sasl_tls}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}{sasl_tls}\n\
              controller.listener.names=CONTROLLER\n\
-             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL\n\
              log.dirs={}\n",
-            data.display()
+            self.data.display()
         );
         let fixed = [
             ("auto.create.topics.enable", "false"),
@@ -231,21 +366,13 @@ impl Kafka {
             text.push_str(&format!("{name}={value}\n"));
         }
         std::fs::write(self.properties(), text)?;
-        std::fs::write(
-            self.folder.join("log4j2.properties"),
-            "rootLogger.level=INFO\n\
-             rootLogger.appenderRef.stdout.ref=STDOUT\n\
-             appender.stdout.type=Console\n\
-             appender.stdout.name=STDOUT\n\
-             appender.stdout.layout.type=PatternLayout\n\
-             appender.stdout.layout.pattern=[%d] %p %m (%c)%n\n",
-        )?;
+        std::fs::write(self.folder.join("log4j2.properties"), LOGGING)?;
         Ok(())
     }
 
     /// What `kafka-storage.sh format` does.
     fn format(&self) -> Result<()> {
-        if self.folder.join("data/meta.properties").exists() {
+        if self.data.join("meta.properties").exists() {
             return Ok(());
         }
         let output = Command::new(&self.java)
@@ -275,7 +402,44 @@ impl Kafka {
     }
 }
 
-fn jvm_options(folder: &Path) -> Vec<OsString> {
+type Settings = Vec<(String, String)>;
+
+fn sasl_tls_settings(authority: &Authority) -> Result<Settings> {
+    let issued = authority.issue("kafka")?;
+    // Kafka wants them in one file.
+    let keystore = issued.key.with_extension("pem");
+    let pem = std::fs::read_to_string(&issued.key)? + &std::fs::read_to_string(&issued.certificate)?;
+    std::fs::write(&keystore, pem).with_context(|| format!("cannot write {}", keystore.display()))?;
+    let users = [USER, ADMIN].map(|(name, password)| format!("user_{name}=\"{password}\""));
+    let settings = [
+        ("sasl.enabled.mechanisms", "PLAIN".to_owned()),
+        (
+            "listener.name.sasl_ssl.plain.sasl.jaas.config",
+            format!(
+                "org.apache.kafka.common.security.plain.PlainLoginModule required {};",
+                users.join(" ")
+            ),
+        ),
+        ("ssl.keystore.type", "PEM".to_owned()),
+        ("ssl.keystore.location", keystore.display().to_string()),
+    ];
+    Ok(settings.map(|(name, value)| (name.to_owned(), value)).into())
+}
+
+fn authorizer_settings() -> Settings {
+    let settings = [
+        (
+            "authorizer.class.name",
+            "org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned(),
+        ),
+        // Whoever comes without logging in, as the broker itself and this crate do, is nobody's user.
+        ("super.users", format!("User:{};User:ANONYMOUS", ADMIN.0)),
+        ("allow.everyone.if.no.acl.found", "true".to_owned()),
+    ];
+    settings.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+pub(crate) fn jvm_options(folder: &Path) -> Vec<OsString> {
     let log_config = format!(
         "-Dlog4j2.configurationFile={}",
         folder.join("log4j2.properties").display()
@@ -301,7 +465,7 @@ pub fn classpath(jars: &Path) -> OsString {
 
 /// Where the jars are kept once they were fetched.
 pub fn jars_dir() -> Result<PathBuf> {
-    Ok(paths::target_dir()?.join(format!("tools/kafka-{VERSION}/libs")))
+    Ok(paths::target_dir()?.join(format!("tools/kafka-{VERSION}/jars")))
 }
 
 /// Java 17 or newer.
@@ -321,53 +485,16 @@ fn java_version(java: &Path) -> Option<u32> {
 
 /// Fetches Kafka's jars with Maven, once per target directory.
 pub fn fetch_jars() -> Result<()> {
-    let jars = jars_dir()?;
-    let folder = jars
-        .parent()
-        .context("the jars have no parent folder")?
-        .to_owned();
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    // Several processes may want them at once.
-    let lock = std::fs::File::create(folder.join("lock"))?;
-    lock.lock().context("cannot lock the folder of Kafka's jars")?;
-    if jars.is_dir() {
-        return Ok(());
-    }
-    let maven = paths::on_path("mvn").context("Maven is not installed (apt-get install maven)")?;
-    let pom = folder.join("pom.xml");
-    std::fs::write(&pom, pom_text())?;
-    let incomplete = folder.join("libs.incomplete");
-    let output = Command::new(maven)
-        .args(["-B", "-q", "-ntp", "-f"])
-        .arg(&pom)
-        .args(["dependency:copy-dependencies", "-DincludeScope=runtime"])
-        .arg(format!("-DoutputDirectory={}", incomplete.display()))
-        .output()
-        .context("Maven did not start")?;
-    if !output.status.success() {
-        bail!(
-            "Maven could not fetch Kafka's jars (is Maven Central, or a mirror in ~/.m2/settings.xml, reachable?):\n{}",
-            String::from_utf8_lossy(&output.stdout)
-        );
-    }
-    std::fs::rename(&incomplete, &jars)?;
-    Ok(())
-}
-
-fn pom_text() -> String {
-    // kafka_2.13 is the broker, kafka-tools has the console consumer and the like.
-    let dependency = |artifact: &str| {
-        format!(
-            "<dependency><groupId>org.apache.kafka</groupId><artifactId>{artifact}</artifactId>\
-             <version>{VERSION}</version></dependency>"
-        )
-    };
-    format!(
-        "<project xmlns=\"http://maven.apache.org/POM/4.0.0\">\n<modelVersion>4.0.0</modelVersion>\n\
-         <groupId>local</groupId><artifactId>kafka-jars</artifactId><version>1</version>\n\
-         <dependencies>\n{}\n{}\n</dependencies>\n</project>\n",
-        dependency("kafka_2.13"),
-        dependency("kafka-tools")
+    maven::fetch(
+        "Kafka",
+        &jars_dir()?,
+        &[
+            // The broker, and the console consumer and the like, with Kafka Connect.
+            ("org.apache.kafka", "kafka_2.13", VERSION),
+            ("org.apache.kafka", "kafka-tools", VERSION),
+            // Without it nothing is logged.
+            ("org.apache.logging.log4j", "log4j-slf4j-impl", "2.24.3"),
+        ],
     )
 }
 

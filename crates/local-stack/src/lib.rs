@@ -7,11 +7,16 @@
 //! Linux only: it leans on `setpriv` from util-linux.
 
 pub mod cards;
+pub mod certificates;
 pub mod child;
+pub mod debezium;
+pub mod disk;
 pub mod install;
 pub mod kafka;
+mod maven;
 pub mod measure;
 pub mod paths;
+pub mod pgbouncer;
 mod ports;
 pub mod postgres;
 pub mod process;
@@ -20,7 +25,10 @@ pub mod testing;
 pub mod wait;
 
 pub use child::Child;
+pub use debezium::Debezium;
+pub use disk::Disk;
 pub use kafka::Kafka;
+pub use pgbouncer::Pgbouncer;
 pub use ports::free_ports;
 pub use postgres::Postgres;
 pub use process::Process;

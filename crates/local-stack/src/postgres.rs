@@ -1,23 +1,29 @@
 //! A PostgreSQL cluster of one's own.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, User};
 use tokio_postgres::NoTls;
 
+use crate::certificates::Authority;
 use crate::child::{self, Child, Launch};
 use crate::{paths, ports, wait};
 
 /// The superuser of every cluster made here.
 pub const SUPERUSER: &str = "postgres";
 
+/// Where the server only takes TLS, this superuser may come without: this crate speaks no TLS.
+const ADMIN: &str = "local_stack";
+
 const START_LIMIT: Duration = Duration::from_secs(60);
+const COPY_LIMIT: Duration = Duration::from_secs(120);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -25,9 +31,18 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Builder {
     folder: PathBuf,
+    data_in: Option<PathBuf>,
     port: Option<u16>,
     fsync: bool,
+    tls: Tls,
     settings: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tls {
+    Off,
+    Offered,
+    Required,
 }
 
 impl Builder {
@@ -37,9 +52,30 @@ impl Builder {
         self
     }
 
+    /// Keeps the data in this folder, such as a [`Disk`](crate::Disk), and the log alone in its own.
+    pub fn data_in(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.data_in = Some(folder.into());
+        self
+    }
+
     /// Whether commits wait for the disk; on by default. A crash of the server alone loses nothing without it.
     pub fn fsync(mut self, fsync: bool) -> Self {
         self.fsync = fsync;
+        self
+    }
+
+    /// Offers TLS, with a certificate for `127.0.0.1` and `localhost` from an authority of the cluster's own: see
+    /// [`Postgres::ca_file`].
+    pub fn tls(mut self) -> Self {
+        if self.tls == Tls::Off {
+            self.tls = Tls::Offered;
+        }
+        self
+    }
+
+    /// As [`tls`](Self::tls), and whoever comes without is turned away; except for [`Postgres::admin_url`].
+    pub fn tls_only(mut self) -> Self {
+        self.tls = Tls::Required;
         self
     }
 
@@ -56,11 +92,22 @@ impl Builder {
         let log = self.folder.join("postgres.log");
         std::fs::create_dir_all(&self.folder)
             .with_context(|| format!("cannot make {}", self.folder.display()))?;
-        let data = data_folder(&self.folder, owner.as_ref())?;
+        let data = data_folder(self.data_in.as_deref().unwrap_or(&self.folder), owner.as_ref())?;
         if !data.join("PG_VERSION").exists() {
             initdb(&binaries, &data, owner.as_ref(), self.fsync)?;
         }
+        let ca_file = match self.tls {
+            Tls::Off => None,
+            Tls::Offered | Tls::Required => Some(self.certify(&data, owner.as_ref())?),
+        };
         self.write_settings(&data)?;
+        let admin = match self.tls {
+            Tls::Off | Tls::Offered => SUPERUSER,
+            Tls::Required => {
+                require_tls(&binaries, &data, owner.as_ref())?;
+                ADMIN
+            }
+        };
         let mut last_error = None;
         for _ in 0..3 {
             let port = match self.port {
@@ -72,6 +119,8 @@ impl Builder {
                 data: data.clone(),
                 log: log.clone(),
                 user: owner.as_ref().map(|user| user.name.clone()),
+                admin,
+                ca_file: ca_file.clone(),
                 port,
                 child: None,
             };
@@ -88,6 +137,24 @@ impl Builder {
             }
         }
         Err(last_error.unwrap_or_else(|| anyhow::anyhow!("PostgreSQL did not start")))
+    }
+
+    /// Puts a certificate where the server looks for it, and returns the file of its authority.
+    fn certify(&self, data: &Path, owner: Option<&User>) -> Result<PathBuf> {
+        let authority = Authority::in_folder(self.folder.join("tls"))?;
+        let issued = authority.issue("postgres")?;
+        for (from, name, mode) in [
+            (&issued.certificate, "server.crt", 0o644),
+            (&issued.key, "server.key", 0o600),
+        ] {
+            let path = data.join(name);
+            std::fs::copy(from, &path).with_context(|| format!("cannot write {}", path.display()))?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+            if let Some(owner) = owner {
+                std::os::unix::fs::chown(&path, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))?;
+            }
+        }
+        Ok(authority.ca_file())
     }
 
     fn write_settings(&self, data: &Path) -> Result<()> {
@@ -109,6 +176,7 @@ impl Builder {
             ("timezone", "UTC"),
             ("fsync", on(self.fsync)),
             ("full_page_writes", on(self.fsync)),
+            ("ssl", on(self.tls != Tls::Off)),
         ];
         let own = self
             .settings
@@ -132,6 +200,8 @@ pub struct Postgres {
     data: PathBuf,
     log: PathBuf,
     user: Option<String>,
+    admin: &'static str,
+    ca_file: Option<PathBuf>,
     port: u16,
     child: Option<Child>,
 }
@@ -141,8 +211,10 @@ impl Postgres {
     pub fn builder(folder: impl Into<PathBuf>) -> Builder {
         Builder {
             folder: folder.into(),
+            data_in: None,
             port: None,
             fsync: true,
+            tls: Tls::Off,
             settings: Vec::new(),
         }
     }
@@ -168,6 +240,19 @@ impl Postgres {
     /// The connection URL of `database`, as superuser.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://{SUPERUSER}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// A superuser's connection URL of `database` for which no TLS is needed, even where the server is for
+    /// [TLS only](Builder::tls_only).
+    pub fn admin_url(&self, database: &str) -> String {
+        format!("postgres://{}@127.0.0.1:{}/{database}", self.admin, self.port)
+    }
+
+    /// The certificate to trust, PEM, where the server was started with [`Builder::tls`].
+    pub fn ca_file(&self) -> Result<&Path> {
+        self.ca_file
+            .as_deref()
+            .context("this PostgreSQL was started without TLS")
     }
 
     /// Starts the server again after [`stop`](Self::stop) or [`kill`](Self::kill): same port, same data.
@@ -203,7 +288,7 @@ impl Postgres {
             .user(self.user.as_deref())
             .folder(&self.data)
             .spawn()?;
-        let url = self.url("postgres");
+        let url = self.admin_url("postgres");
         let waited = wait::until("PostgreSQL answers", START_LIMIT, || {
             let running = child.check_running();
             let url = &url;
@@ -263,6 +348,72 @@ impl Postgres {
         self.signal_all(Signal::SIGCONT)
     }
 
+    /// Another server, in `folder`, that follows this one by streaming replication: what is committed here arrives there
+    /// soon, and commits do not wait for it. It answers queries until it is [promoted](Self::promote).
+    pub async fn standby(&self, folder: impl Into<PathBuf>) -> Result<Self> {
+        let folder = folder.into();
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let owner = owner()?;
+        let data = data_folder(&folder, owner.as_ref())?;
+        // A slot, so that the WAL that it needs is kept while it is stopped or frozen.
+        let slot = format!("standby_{}", uuid::Uuid::new_v4().simple());
+        let log = folder.join("postgres.log");
+        let copied = Launch::new("pg_basebackup", self.binaries.join("pg_basebackup"), &log)
+            .args(["--checkpoint=fast", "--wal-method=stream", "--no-sync"])
+            .args(["--write-recovery-conf", "--create-slot", "--slot", &slot])
+            .args(["--dbname", &self.admin_url("postgres")])
+            .args([OsString::from("--pgdata"), data.clone().into()])
+            .user(self.user.as_deref())
+            .folder(&data)
+            .spawn()?
+            .wait(COPY_LIMIT)
+            .await?;
+        ensure!(
+            copied.success(),
+            "pg_basebackup failed ({copied}):\n{}",
+            child::tail(&log, 20)
+        );
+        let mut last_error = None;
+        for _ in 0..3 {
+            let mut standby = Self {
+                binaries: self.binaries.clone(),
+                data: data.clone(),
+                log: log.clone(),
+                user: self.user.clone(),
+                admin: self.admin,
+                ca_file: self.ca_file.clone(),
+                port: ports::free_ports(1)?[0],
+                child: None,
+            };
+            let offset = child::length(&log);
+            match standby.start().await {
+                Ok(()) => return Ok(standby),
+                Err(error) if child::written_since(&log, offset).contains("Address already in use") => {
+                    last_error = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last_error.unwrap_or_else(|| anyhow::anyhow!("the standby did not start")))
+    }
+
+    /// Makes a [standby](Self::standby) a primary, whether the one before is gone or not, and waits until it takes writes.
+    pub async fn promote(&self) -> Result<()> {
+        let client = connect(&self.admin_url("postgres")).await?;
+        let limit = i32::try_from(START_LIMIT.as_secs())?;
+        let promotion = async { client.query_one("SELECT pg_promote(true, $1)", &[&limit]).await };
+        let promoted: bool = tokio::time::timeout(START_LIMIT + CONNECT_LIMIT, promotion)
+            .await
+            .context("the promotion has not been answered")??
+            .get(0);
+        ensure!(
+            promoted,
+            "the standby was not promoted within {START_LIMIT:?}; its log: {}",
+            self.log.display()
+        );
+        Ok(())
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(Child::is_running)
     }
@@ -279,7 +430,7 @@ impl Postgres {
 
     /// Makes `database` unless it exists.
     pub async fn create_database(&self, database: &str) -> Result<()> {
-        create_database(&self.url("postgres"), database).await
+        create_database(&self.admin_url("postgres"), database).await
     }
 }
 
@@ -373,7 +524,7 @@ pub fn find_binaries() -> Option<PathBuf> {
 }
 
 /// Root must not run PostgreSQL; it is done as this user then.
-fn owner() -> Result<Option<User>> {
+pub(crate) fn owner() -> Result<Option<User>> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(None);
     }
@@ -385,7 +536,7 @@ fn owner() -> Result<Option<User>> {
 
 /// Where the cluster goes: below `folder` if its user can get there, otherwise below /var/tmp, at a place that is
 /// always the same for the same folder.
-fn data_folder(folder: &Path, owner: Option<&User>) -> Result<PathBuf> {
+pub(crate) fn data_folder(folder: &Path, owner: Option<&User>) -> Result<PathBuf> {
     let Some(owner) = owner else {
         return Ok(folder.join("data"));
     };
@@ -483,6 +634,43 @@ fn initdb(binaries: &Path, data: &Path, owner: Option<&User>, sync: bool) -> Res
     text.push_str("\ninclude 'local-stack.conf'\n");
     std::fs::write(&conf, text)?;
     Ok(())
+}
+
+/// Turns everybody away who comes without TLS, but for [`ADMIN`].
+fn require_tls(binaries: &Path, data: &Path, owner: Option<&User>) -> Result<()> {
+    const RULES: &str = "\
+# Written by local-stack.
+hostnossl  all          local_stack  127.0.0.1/32  trust
+hostnossl  replication  local_stack  127.0.0.1/32  trust
+hostssl    all          all          127.0.0.1/32  trust
+hostssl    replication  all          127.0.0.1/32  trust
+";
+    let file = data.join("pg_hba.conf");
+    let rules = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    if rules == RULES {
+        return Ok(());
+    }
+    // Before the server runs, since there is no way into it without the role.
+    let mut single = as_owner(&binaries.join("postgres"), owner)
+        .args(["--single", "-D"])
+        .arg(data)
+        .args(["-c", "exit_on_error=on", "postgres"])
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("postgres --single did not start")?;
+    if let Some(mut input) = single.stdin.take() {
+        input.write_all(format!("CREATE ROLE {ADMIN} SUPERUSER LOGIN REPLICATION\n").as_bytes())?;
+    }
+    let output = single.wait_with_output()?;
+    ensure!(
+        output.status.success(),
+        "cannot make the role {ADMIN}:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    std::fs::write(&file, RULES).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// The processes whose parent is `pid`.

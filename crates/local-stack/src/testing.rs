@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -15,7 +16,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::postgres::{connect, quote, with_database};
-use crate::{Kafka, Postgres, paths, postgres};
+use crate::{Disk, Kafka, Postgres, paths, postgres};
 
 #[cfg(feature = "events")]
 pub mod events;
@@ -252,9 +253,19 @@ pub fn remove_test_folders() -> Result<()> {
         if age < ABANDONED_AFTER {
             continue;
         }
-        postgres::remove(&entry.path().join("postgres"))?;
-        std::fs::remove_dir_all(entry.path())?;
+        remove_folder(&entry.path())?;
     }
+    Ok(())
+}
+
+/// A test's folder, and the data elsewhere of those whose user could not get there.
+fn remove_folder(path: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(path)?.flatten() {
+        if entry.path().join("data-is-in").exists() {
+            postgres::remove(&entry.path())?;
+        }
+    }
+    std::fs::remove_dir_all(path)?;
     Ok(())
 }
 
@@ -300,8 +311,24 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            let _ = postgres::remove(&self.path.join("postgres"));
-            let _ = std::fs::remove_dir_all(&self.path);
+            let _ = remove_folder(&self.path);
+        }
+    }
+}
+
+/// A disk of this many bytes; or nothing, where none can be mounted, and a line that says so: the test proves nothing then.
+pub fn disk(bytes: u64) -> Option<Disk> {
+    match Disk::mount(bytes) {
+        Ok(disk) => Some(disk),
+        Err(error) => {
+            let test = std::thread::current();
+            // Past the harness, which shows nothing of tests that pass.
+            let _ = writeln!(
+                std::io::stderr(),
+                "\nSKIPPED: {}: {error}\n",
+                test.name().unwrap_or("a test")
+            );
+            None
         }
     }
 }
