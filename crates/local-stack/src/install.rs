@@ -68,6 +68,12 @@ pub fn needs() -> Vec<Need> {
         ),
         need("Maven", "to fetch Kafka's jars", &["maven"], maven()),
         need(
+            "Python 3 with pip",
+            "to run the examples in Python",
+            &["python3-pip"],
+            pip(),
+        ),
+        need(
             "setpriv and setsid",
             "to start and stop processes",
             &["util-linux"],
@@ -350,6 +356,16 @@ fn maven() -> Option<String> {
         return Some(format!("not needed, the jars are in {}", jars.display()));
     }
     program("mvn")
+}
+
+fn pip() -> Option<String> {
+    let output = Command::new("python3")
+        .args(["-m", "pip", "--version"])
+        .stderr(Stdio::null())
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn util_linux() -> Option<String> {

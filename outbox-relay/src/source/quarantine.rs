@@ -364,17 +364,13 @@ impl Quarantine<'_> {
         by: &str,
     ) -> Result<i64, SourceError> {
         let text = format!(
-            "WITH first AS (
-                SELECT DISTINCT ON (aggregate_type, key) id FROM {table}
-                 WHERE name = $1 AND state <> 'skipped' AND ($2::text IS NULL OR aggregate_type = $2)
+            "WITH asked AS (
+                UPDATE {table} SET state = 'retry', decided_by = $4, decided_at = clock_timestamp()
+                 WHERE name = $1 AND state IN ('frozen', 'retry') AND ($2::text IS NULL OR aggregate_type = $2)
                    AND ($3::text IS NULL OR key = $3)
-                 ORDER BY aggregate_type, key, {order}),
-             asked AS (
-                UPDATE {table} q SET state = 'retry', decided_by = $4, decided_at = clock_timestamp()
-                  FROM first WHERE q.name = $1 AND q.id = first.id AND q.state <> 'skip' RETURNING 1)
-             SELECT count(*) FROM asked",
+             RETURNING aggregate_type, key)
+             SELECT count(DISTINCT (aggregate_type, key)) FROM asked",
             table = self.table.sibling(QUARANTINE),
-            order = order(self.by_version)
         );
         let params = [
             (&self.name as _, Type::TEXT),
@@ -388,11 +384,19 @@ impl Quarantine<'_> {
     /// Asks the leader to publish a marker instead of a row, which must be the first of its key. Returns whether it is.
     pub(crate) async fn skip(&self, id: i64, reason: &str, by: &str) -> Result<bool, SourceError> {
         let text = format!(
-            "UPDATE {table} q SET state = 'skip', reason = $3, decided_by = $4, decided_at = clock_timestamp()
-              WHERE name = $1 AND id = $2 AND state <> 'skipped'
-                AND id = (SELECT f.id FROM {table} f
-                           WHERE f.name = $1 AND f.aggregate_type = q.aggregate_type AND f.key = q.key
-                             AND f.state <> 'skipped' ORDER BY {order} LIMIT 1)",
+            "WITH skipped AS (
+                UPDATE {table} q SET state = 'skip', reason = $3, decided_by = $4, decided_at = clock_timestamp()
+                 WHERE name = $1 AND id = $2 AND state <> 'skipped'
+                   AND id = (SELECT f.id FROM {table} f
+                              WHERE f.name = $1 AND f.aggregate_type = q.aggregate_type AND f.key = q.key
+                                AND f.state <> 'skipped' ORDER BY {order} LIMIT 1)
+             RETURNING aggregate_type, key),
+             behind AS (
+                UPDATE {table} q SET state = 'retry', decided_by = $4, decided_at = clock_timestamp()
+                  FROM skipped s
+                 WHERE q.name = $1 AND q.aggregate_type = s.aggregate_type AND q.key = s.key AND q.id <> $2
+                   AND q.state = 'frozen')
+             SELECT count(*) FROM skipped",
             table = self.table.sibling(QUARANTINE),
             order = order(self.by_version)
         );
@@ -402,6 +406,7 @@ impl Quarantine<'_> {
             (&reason as _, Type::TEXT),
             (&by as _, Type::TEXT),
         ];
-        Ok(self.db.execute("ask for a skip", &text, &params).await? == 1)
+        let row = self.db.query_one("ask for a skip", &text, &params).await?;
+        Ok(row.get::<_, i64>(0) == 1)
     }
 }
