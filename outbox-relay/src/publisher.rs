@@ -19,6 +19,13 @@ pub(crate) enum PublishError {
     /// Kafka is away or busy: wait, then read again from the database.
     #[error("Kafka: {doing}")]
     Transient { doing: &'static str, source: KafkaError },
+    /// The same, and the client has said why.
+    #[error("Kafka: {doing}: {complaint}")]
+    Unreachable {
+        doing: &'static str,
+        complaint: String,
+        source: KafkaError,
+    },
     /// No acknowledgement for so long that the producer is given up.
     #[error("Kafka acknowledged nothing for {0:?}")]
     Stalled(Duration),
@@ -76,12 +83,16 @@ pub(crate) enum TopicState {
 
 struct Context {
     deliveries: Mutex<Deliveries>,
+    /// The last error that belongs to no record.
+    complaint: Mutex<Option<String>>,
 }
 
 impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         // librdkafka goes on by itself; what it cannot mend comes back with a record.
         tracing::warn!(kafka.error = %error, kafka.reason = reason, "Kafka client reports an error");
+        let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        *complaint = Some(reason.to_owned());
     }
 }
 
@@ -113,6 +124,7 @@ impl Publisher {
     pub(crate) fn new(config: &ClientConfig) -> Result<Self, PublishError> {
         let context = Context {
             deliveries: Mutex::default(),
+            complaint: Mutex::default(),
         };
         let producer = config
             .create_with_context(context)
@@ -151,9 +163,14 @@ impl Publisher {
         })
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let unknown = |source| PublishError::Transient {
-            doing: "ask for the topic",
-            source,
+        let doing = "ask for the topic";
+        let unknown = |source| match self.complaint() {
+            Some(complaint) => PublishError::Unreachable {
+                doing,
+                complaint,
+                source,
+            },
+            None => PublishError::Transient { doing, source },
         };
         match metadata.map_err(unknown)? {
             Some((None, partitions)) if partitions > 0 => {
@@ -164,6 +181,13 @@ impl Publisher {
             Some((Some(code), _)) if !is_refusal(code) => Err(unknown(KafkaError::MetadataFetch(code))),
             _ => Ok(TopicState::Missing),
         }
+    }
+
+    /// Why Kafka cannot be reached, as the client has it: a wrong password looks like a broker that is away otherwise.
+    fn complaint(&self) -> Option<String> {
+        self.producer.poll(Duration::ZERO);
+        let complaint = self.producer.context().complaint.lock();
+        complaint.unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Hands a record over; `false` when the producer's queue is full: collect, and try again.

@@ -144,6 +144,9 @@ impl Rendering {
     }
 }
 
+/// Name and value of a header as the quarantine keeps it.
+pub(crate) type HeaderPair = (String, Option<String>);
+
 /// A record about to be handed to the producer; borrows from its row.
 #[derive(Debug)]
 pub(crate) struct Record<'a> {
@@ -216,11 +219,13 @@ struct Collected {
 
 impl Collected {
     fn put(&mut self, name: &str, value: &[u8]) {
-        self.bytes += name.len() + value.len() + 4;
-        self.headers = std::mem::take(&mut self.headers).insert(Header {
-            key: name,
-            value: Some(value),
-        });
+        self.put_or_null(name, Some(value));
+    }
+
+    /// A header that is there, perhaps without a value.
+    fn put_or_null(&mut self, name: &str, value: Option<&[u8]>) {
+        self.bytes += name.len() + value.map_or(0, <[u8]>::len) + 4;
+        self.headers = std::mem::take(&mut self.headers).insert(Header { key: name, value });
     }
 }
 
@@ -263,8 +268,10 @@ impl<'a> Record<'a> {
             collected.put(name, value.as_bytes());
         }
         for (position, (name, _)) in rendering.layout.headers.columns.iter().enumerate() {
-            if let Some(value) = row.get::<_, Option<&str>>(column::HEADERS + position) {
-                collected.put(name, value.as_bytes());
+            let value = row.get::<_, Option<&str>>(column::HEADERS + position);
+            // Debezium has a header without a value there.
+            if value.is_some() || rendering.layout.headers.style == HeaderStyle::Debezium {
+                collected.put_or_null(name, value.map(str::as_bytes));
             }
         }
         let payload: Option<&[u8]> = row.get(column::PAYLOAD);
@@ -288,7 +295,7 @@ impl<'a> Record<'a> {
         entity: (&'a str, &'a str),
         topic: &'a str,
         version: Option<i64>,
-        headers: &[(String, String)],
+        headers: &[HeaderPair],
         payload: Option<&'a [u8]>,
     ) -> Self {
         let mut collected = Collected {
@@ -296,7 +303,7 @@ impl<'a> Record<'a> {
             bytes: 0,
         };
         for (name, value) in headers {
-            collected.put(name, value.as_bytes());
+            collected.put_or_null(name, value.as_deref().map(str::as_bytes));
         }
         let (aggregate_type, key) = entity;
         Self {
@@ -322,12 +329,14 @@ impl<'a> Record<'a> {
     }
 
     /// Headers as name and value, while the record has not been handed over.
-    pub(crate) fn header_pairs(&self) -> Vec<(String, String)> {
+    pub(crate) fn header_pairs(&self) -> Vec<HeaderPair> {
         let headers = self.headers.iter().flat_map(|headers| headers.iter());
         headers
             .map(|header| {
-                let value = String::from_utf8_lossy(header.value.unwrap_or_default());
-                (header.key.to_owned(), value.into_owned())
+                let value = header
+                    .value
+                    .map(|value| String::from_utf8_lossy(value).into_owned());
+                (header.key.to_owned(), value)
             })
             .collect()
     }
@@ -428,15 +437,15 @@ pub(crate) const SKIPPED_TYPE: &str = "outbox.row.skipped";
 pub(crate) const SKIPPED_REASON: &str = "outbox-skipped";
 
 /// The headers of a marker: those of the record that it stands for, as another type, with the reason.
-pub(crate) fn marker_headers(kept: &[(String, String)], reason: &str) -> Vec<(String, String)> {
-    let mut headers: Vec<(String, String)> = kept
+pub(crate) fn marker_headers(kept: &[HeaderPair], reason: &str) -> Vec<HeaderPair> {
+    let mut headers: Vec<HeaderPair> = kept
         .iter()
         .map(|(name, value)| match name.as_str() {
-            header::CE_TYPE => (name.clone(), SKIPPED_TYPE.to_owned()),
+            header::CE_TYPE => (name.clone(), Some(SKIPPED_TYPE.to_owned())),
             _ => (name.clone(), value.clone()),
         })
         .collect();
-    headers.push((SKIPPED_REASON.to_owned(), reason.to_owned()));
+    headers.push((SKIPPED_REASON.to_owned(), Some(reason.to_owned())));
     headers
 }
 
@@ -482,10 +491,10 @@ mod tests {
     #[test]
     fn a_marker_keeps_key_and_version_under_another_type() {
         let kept = [(header::CE_TYPE, "a.b"), (header::AGGREGATE_VERSION, "3")];
-        let kept = kept.map(|(n, v)| (n.to_owned(), v.to_owned()));
+        let kept = kept.map(|(n, v)| (n.to_owned(), Some(v.to_owned())));
         let marker = marker_headers(&kept, "why");
-        assert_eq!(marker[0].1, SKIPPED_TYPE);
-        assert_eq!(marker[1].1, "3");
-        assert_eq!(marker[2], (SKIPPED_REASON.to_owned(), "why".to_owned()));
+        assert_eq!(marker[0].1.as_deref(), Some(SKIPPED_TYPE));
+        assert_eq!(marker[1].1.as_deref(), Some("3"));
+        assert_eq!(marker[2], (SKIPPED_REASON.to_owned(), Some("why".to_owned())));
     }
 }

@@ -14,14 +14,20 @@ pub enum Role<'a> {
 /// The whole script for one outbox.
 pub fn script(table: &TableName, layout: &Layout, roles: &[Role<'_>]) -> String {
     let id = layout.columns.id.as_str();
-    let mut parts = vec![if layout.owned {
-        fill(include_str!("schema/outbox.sql"), table, id, "")
-    } else {
-        fill(include_str!("schema/adopt.sql"), table, id, "")
-    }];
+    let own = include_str!("schema/outbox.sql");
+    let beside = include_str!("schema/relay.sql");
+    let adopt = include_str!("schema/adopt.sql");
     // What the guard names comes before it.
-    parts.push(fill(include_str!("schema/relay.sql"), table, id, ""));
-    parts.push(fill(include_str!("schema/guard.sql"), table, id, ""));
+    let guard = include_str!("schema/guard.sql");
+    let templates = if layout.owned {
+        [own, beside, guard]
+    } else {
+        [beside, adopt, guard]
+    };
+    let mut parts: Vec<String> = templates
+        .iter()
+        .map(|template| fill(template, table, id, ""))
+        .collect();
     for role in roles {
         parts.push(match role {
             Role::Relay(name) => fill(include_str!("schema/grants.sql"), table, id, name),

@@ -15,6 +15,7 @@ use crate::record::{Record, Rendering, id_of};
 use crate::schema::{self, Role};
 use crate::source::Source;
 use crate::source::lease::QuarantineChanges;
+use crate::source::retention::numbered_to;
 
 /// How long the whole script may take: an index on a large table takes minutes.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(3600);
@@ -211,7 +212,8 @@ async fn find_progress(
     read_all(source, rendering, &mut tracker, by_event_id, &mut committed).await?;
     let open = if by_event_id {
         let producer = producer.clone();
-        let found = tokio::task::spawn_blocking(move || published(&producer, &committed))
+        let numbered_to = numbered_to(&source.db, &source.table).await?;
+        let found = tokio::task::spawn_blocking(move || published(&producer, &committed, numbered_to))
             .await
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         for id in &found.published {
@@ -304,7 +306,11 @@ struct Found {
 }
 
 /// The rows that the topics have. Of one entity these must be its first ones.
-fn published(producer: &ClientConfig, committed: &Committed) -> Result<Found, CommandError> {
+fn published(
+    producer: &ClientConfig,
+    committed: &Committed,
+    numbered_to: i64,
+) -> Result<Found, CommandError> {
     let mut seen: BTreeSet<i64> = BTreeSet::new();
     let names: Vec<String> = committed.topics.iter().cloned().collect();
     topics::read(producer, &names, |message| {
@@ -324,6 +330,13 @@ fn published(producer: &ClientConfig, committed: &Committed) -> Result<Found, Co
     let (mut published, mut open) = (Vec::new(), 0);
     for (id, entity) in rows {
         if !seen.contains(&id) {
+            if id <= numbered_to {
+                return Err(CommandError::Refused(format!(
+                    "row {id} is not on Kafka, and was written before the table had ids in the order of the inserts (these \
+                     begin behind {numbered_to}): let the other relay publish it first; or, when its topic has dropped it \
+                     since, take the row out of the table before init. Nothing was changed"
+                )));
+            }
             open += 1;
             open_entities.entry(entity).or_insert(id);
         } else if let Some(before) = open_entities.get(entity) {

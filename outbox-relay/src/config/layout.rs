@@ -42,7 +42,7 @@ pub struct Headers {
     pub style: HeaderStyle,
     /// The same on every record.
     pub fixed: Vec<(String, String)>,
-    /// Header and the column that it comes from; left out where that is NULL.
+    /// Header and the column that it comes from; where that is NULL it is left out, or, as Debezium has it, without a value.
     pub columns: Vec<(String, String)>,
 }
 

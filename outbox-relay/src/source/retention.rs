@@ -118,3 +118,22 @@ pub(crate) async fn removed_to(db: &Database, table: &TableName) -> Result<i64, 
         .await?;
     Ok(row.get(0))
 }
+
+/// Up to which id rows were numbered when the column was added: as they lie in the table, not as they were written. 0
+/// where the table always had its ids.
+pub(crate) async fn numbered_to(db: &Database, table: &TableName) -> Result<i64, SourceError> {
+    // Only tables that were adopted have the column.
+    let text = format!(
+        "SELECT coalesce((SELECT (to_jsonb(r)->>'numbered_to')::bigint FROM {} r WHERE r.outbox = $1), 0)",
+        table.sibling(REMOVED)
+    );
+    let outbox = table.to_string();
+    let row = db
+        .query_one(
+            "ask which rows were numbered later",
+            &text,
+            &[(&outbox, Type::TEXT)],
+        )
+        .await?;
+    Ok(row.get(0))
+}
