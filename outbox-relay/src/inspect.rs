@@ -33,17 +33,25 @@ pub(crate) async fn look(
         return Ok((Lead::default(), None));
     };
     let leader: Option<String> = row.get(0);
-    let figures: Option<serde_json::Value> = row.get(5);
+    let floor: i64 = row.get(3);
+    let figures: Option<Figures> = row
+        .get::<_, Option<serde_json::Value>>(5)
+        .and_then(|figures| serde_json::from_value(figures).ok());
+    // The floor is saved more often than the figures are.
+    let figures = figures.map(|figures| Figures {
+        head: figures.head.max(floor),
+        ..figures
+    });
     Ok((
         Lead {
             lease_seconds: leader.is_some().then(|| row.get(2)),
             leader,
             epoch: row.get(1),
             members: members_of(db, table, name, ttl).await?,
-            floor: row.get(3),
+            floor: Some(floor),
             removed_to: Some(removed_to(db, table).await?),
             seen_seconds: row.get(4),
         },
-        figures.and_then(|figures| serde_json::from_value(figures).ok()),
+        figures,
     ))
 }
