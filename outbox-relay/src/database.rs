@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt as _, pin_mut};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, NoTls, Row, RowStream, Statement};
+use tokio_postgres::{Client, NoTls, Row, RowStream, SimpleQueryMessage, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::{Connection, Pooling};
 
@@ -27,6 +28,12 @@ pub enum DatabaseError {
     TimedOut { doing: &'static str, limit: Duration },
     #[error("TLS to PostgreSQL cannot be set up: {0}")]
     Tls(String),
+    /// Session settings would reach others, and statements prepared by others could be run for ours.
+    #[error(
+        "a pooler gives this connection's transactions to server connections that others use too: set pooling = \
+         \"transaction\" for this outbox"
+    )]
+    Pooled,
 }
 
 /// A value for a statement, with its type: poolers have no place for prepared statements that would tell it.
@@ -40,16 +47,10 @@ pub(crate) struct Prepared {
 
 pub(crate) struct Database {
     client: Client,
-    connection: JoinHandle<()>,
+    _connection: AbortOnDropHandle<()>,
     limit: Duration,
     /// What every transaction begins with, behind a pooler.
     begin: Option<String>,
-}
-
-impl Drop for Database {
-    fn drop(&mut self) {
-        self.connection.abort();
-    }
 }
 
 /// How long the server keeps a connection of ours that went silent, and the other way round.
@@ -69,7 +70,7 @@ const SETTINGS: [(&str, &str); 7] = [
 ];
 
 impl Database {
-    /// Connects and sets the session up. `limit` bounds each statement.
+    /// Connects and sets the session up. `limit` bounds each statement, and the attempt at each host.
     ///
     /// # Errors
     /// When the server cannot be reached, or TLS cannot be set up.
@@ -85,18 +86,10 @@ impl Database {
             .tcp_user_timeout(limit.max(Duration::from_secs(5)))
             .keepalives_idle(KEEPALIVE);
         let tls = connection.tls_files.as_ref().map(tls).transpose()?;
-        let (client, connection_task) = match tls {
-            Some(tls) => {
-                config.ssl_mode(tokio_postgres::config::SslMode::Require);
-                let (client, task) = within(limit, "connect", config.connect(tls)).await?;
-                (client, tokio::spawn(async move { drop(task.await) }))
-            }
-            // Ends with the client; its error reaches us through the statement that it broke.
-            None => {
-                let (client, task) = within(limit, "connect", config.connect(NoTls)).await?;
-                (client, tokio::spawn(async move { drop(task.await) }))
-            }
-        };
+        if tls.is_some() {
+            config.ssl_mode(SslMode::Require);
+        }
+        let ((client, task), host) = open_any(&config, tls.as_ref(), limit).await?;
         let settings = |keyword: &str| {
             let mut text = format!("{keyword} statement_timeout = {};", limit.as_millis());
             for (name, value) in SETTINGS {
@@ -106,6 +99,8 @@ impl Database {
         };
         let begin = match connection.pooling {
             Pooling::Session => {
+                // First: what is set would stay behind with a server connection that others use.
+                refuse_shared(&client, &host, tls.as_ref(), limit).await?;
                 within(
                     limit,
                     "set the session up",
@@ -114,11 +109,15 @@ impl Database {
                 .await?;
                 None
             }
-            Pooling::Transaction => Some(format!("BEGIN;{}", settings("SET LOCAL"))),
+            // Whoever had the server connection before may have changed what transactions begin with.
+            Pooling::Transaction => Some(format!(
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;{}",
+                settings("SET LOCAL")
+            )),
         };
         Ok(Self {
             client,
-            connection: connection_task,
+            _connection: task,
             limit,
             begin,
         })
@@ -243,6 +242,134 @@ impl Database {
         committed?;
         Ok(result)
     }
+}
+
+type Opened = (Client, AbortOnDropHandle<()>);
+type Configured = tokio_postgres::Config;
+
+/// Tries one host after the other. Each has `limit` for itself: one that takes connections and says nothing must not keep
+/// the next from being tried.
+async fn open_any(
+    config: &Configured,
+    tls: Option<&MakeRustlsConnect>,
+    limit: Duration,
+) -> Result<(Opened, Configured), DatabaseError> {
+    let mut host = of_host(config, 0);
+    let mut opened = open(&host, tls, limit).await;
+    for position in 1..config.get_hosts().len() {
+        if opened.is_ok() {
+            break;
+        }
+        host = of_host(config, position);
+        opened = open(&host, tls, limit).await;
+    }
+    Ok((opened?, host))
+}
+
+async fn open(
+    config: &Configured,
+    tls: Option<&MakeRustlsConnect>,
+    limit: Duration,
+) -> Result<Opened, DatabaseError> {
+    // The task ends with the client; its error reaches us through the statement that it broke.
+    Ok(match tls {
+        Some(tls) => {
+            let (client, task) = within(limit, "connect", config.connect(tls.clone())).await?;
+            (
+                client,
+                AbortOnDropHandle::new(tokio::spawn(async move { drop(task.await) })),
+            )
+        }
+        None => {
+            let (client, task) = within(limit, "connect", config.connect(NoTls)).await?;
+            (
+                client,
+                AbortOnDropHandle::new(tokio::spawn(async move { drop(task.await) })),
+            )
+        }
+    })
+}
+
+/// The configuration for one of several hosts; hosts can be added to one, not taken away.
+fn of_host(config: &Configured, position: usize) -> Configured {
+    let hosts = config.get_hosts();
+    let (Some(host), true) = (hosts.get(position), hosts.len() > 1) else {
+        return config.clone();
+    };
+    let mut one = Configured::new();
+    match host {
+        Host::Tcp(name) => one.host(name),
+        Host::Unix(path) => one.host_path(path),
+    };
+    if let Some(address) = config.get_hostaddrs().get(position) {
+        one.hostaddr(*address);
+    }
+    let ports = config.get_ports();
+    if let Some(port) = ports.get(position).or_else(|| ports.first()) {
+        one.port(*port);
+    }
+    if let Some(user) = config.get_user() {
+        one.user(user);
+    }
+    if let Some(password) = config.get_password() {
+        one.password(password);
+    }
+    if let Some(database) = config.get_dbname() {
+        one.dbname(database);
+    }
+    if let Some(options) = config.get_options() {
+        one.options(options);
+    }
+    if let Some(name) = config.get_application_name() {
+        one.application_name(name);
+    }
+    if let Some(timeout) = config.get_connect_timeout() {
+        one.connect_timeout(*timeout);
+    }
+    if let Some(timeout) = config.get_tcp_user_timeout() {
+        one.tcp_user_timeout(*timeout);
+    }
+    one.ssl_mode(config.get_ssl_mode())
+        .ssl_negotiation(config.get_ssl_negotiation())
+        .channel_binding(config.get_channel_binding())
+        .target_session_attrs(config.get_target_session_attrs())
+        .keepalives(config.get_keepalives())
+        .keepalives_idle(config.get_keepalives_idle());
+    one
+}
+
+/// Two connections that are open at once and are served by one server process, or one that is served by two, are a
+/// pooler's work.
+async fn refuse_shared(
+    client: &Client,
+    host: &Configured,
+    tls: Option<&MakeRustlsConnect>,
+    limit: Duration,
+) -> Result<(), DatabaseError> {
+    const ROUNDS: usize = 3;
+    let served_by = async |client: &Client| -> Result<String, DatabaseError> {
+        let asked = client.simple_query("SELECT pg_backend_pid()");
+        let messages = within(limit, "ask who serves this connection", asked).await?;
+        let found = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        Ok(found.unwrap_or_default().to_owned())
+    };
+    let first = served_by(client).await?;
+    // There may be no room for a second one: then the first is not shared either.
+    let Ok((other, _task)) = open(host, tls, limit).await else {
+        return Ok(());
+    };
+    for _ in 0..ROUNDS {
+        let Ok(others) = served_by(&other).await else {
+            return Ok(());
+        };
+        if others == first || served_by(client).await? != first {
+            return Err(DatabaseError::Pooled);
+        }
+    }
+    Ok(())
 }
 
 fn copied<'a>(params: &'a [Param<'a>]) -> impl Iterator<Item = (&'a (dyn ToSql + Sync), Type)> {
