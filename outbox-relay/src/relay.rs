@@ -117,6 +117,8 @@ impl Relay {
                     *certain,
                     &format!("Kafka refuses it: {source}"),
                 );
+                // Each one shows more of what is refused: to wait would only keep the others.
+                backoff = *BACKOFF.start();
             }
             let chain = telemetry::chain(&error).to_string();
             if error.is_permanent() {
