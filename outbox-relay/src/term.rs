@@ -24,7 +24,7 @@ use crate::source::lease::{Lease, Member, QuarantineChanges};
 use crate::source::quarantine::{Decision, Kept, Parked, Quarantine};
 use crate::source::retention::{keep_removing, removed_to};
 use crate::source::{Batch, Source, SourceError, check};
-use crate::status::{Figures, Lead};
+use crate::status::{Figures, Lead, Role};
 
 /// How often acknowledgements are collected while records are in flight.
 const COLLECT: Duration = Duration::from_millis(1);
@@ -48,6 +48,8 @@ const PARKED_BYTES: usize = 4 << 20;
 /// Records of a key of the quarantine that are published at once, and keys asked for at once.
 const KEPT_ROWS: i64 = 200;
 const DECIDED_KEYS: i64 = 100;
+/// How long a topic must be missing before that is believed.
+const PROPAGATION: Duration = Duration::from_secs(3);
 /// How long to wait for somebody else to flush the log before doing it ourselves.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(5);
 
@@ -182,9 +184,15 @@ impl<'a> Term<'a> {
         }
         let config = &self.relay.config;
         let mut pause = config.poll_min;
+        let mut is_shown = false;
         while !shutdown.is_cancelled() {
             self.tick().await?;
             let full = self.poll(shutdown).await?;
+            // Not before: through an outage one term follows the other, and none of them is ready.
+            if !is_shown {
+                is_shown = true;
+                self.relay.status.set(Role::Leading);
+            }
             self.work_off(shutdown).await?;
             self.inspect(full.is_none()).await?;
             if self.hands_over().await? {
@@ -383,7 +391,7 @@ impl<'a> Term<'a> {
             return Ok(Some((Cause::Record, problem)));
         }
         let topic = &record.topic;
-        let problem = match self.publisher.topic(topic).await? {
+        let problem = match self.topic_state(topic).await? {
             TopicState::There => return Ok(None),
             TopicState::Missing => format!(
                 "topic {topic} does not exist: create it, for example with `outbox-relay create-topics {topic}=6`"
@@ -391,6 +399,27 @@ impl<'a> Term<'a> {
             TopicState::Forbidden => format!("the broker does not let the relay write to topic {topic}"),
         };
         Ok(Some((Cause::Surroundings, problem)))
+    }
+
+    /// Whether a topic takes records. Brokers do not all know at once of one that was just made.
+    async fn topic_state(&mut self, topic: &str) -> Result<TopicState, TermError> {
+        let began = Instant::now();
+        loop {
+            let state = self.publisher.topic(topic).await?;
+            if state != TopicState::Missing {
+                self.memory.missing_topics.remove(topic);
+                return Ok(state);
+            }
+            if self.memory.missing_topics.contains(topic) {
+                return Ok(state);
+            }
+            if began.elapsed() >= PROPAGATION {
+                self.memory.missing_topics.insert(topic.to_owned());
+                return Ok(state);
+            }
+            tokio::time::sleep(PROPAGATION / 50).await;
+            self.tick().await?;
+        }
     }
 
     fn is_frozen(&self, (kind, key): (&str, &str)) -> bool {
