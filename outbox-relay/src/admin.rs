@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
@@ -103,6 +104,12 @@ impl IntoResponse for Refusal {
     }
 }
 
+impl From<JsonRejection> for Refusal {
+    fn from(rejection: JsonRejection) -> Self {
+        Self(rejection.status(), rejection.body_text())
+    }
+}
+
 impl From<SourceError> for Refusal {
     fn from(error: SourceError) -> Self {
         let text = service::telemetry::chain(&error).to_string();
@@ -163,9 +170,10 @@ async fn retry(
     State(shown): State<Shown>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    Json(asked): Json<Retry>,
+    asked: Result<Json<Retry>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     check_own(&headers)?;
+    let Json(asked) = asked?;
     let outbox = shown.find(&name)?;
     if asked.all == asked.key.is_some() {
         return Err(Refusal(
@@ -193,9 +201,10 @@ async fn skip(
     State(shown): State<Shown>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    Json(asked): Json<Skip>,
+    asked: Result<Json<Skip>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     check_own(&headers)?;
+    let Json(asked) = asked?;
     let outbox = shown.find(&name)?;
     if asked.reason.trim().is_empty() {
         return Err(Refusal(StatusCode::BAD_REQUEST, "a reason is needed".to_owned()));
@@ -227,9 +236,10 @@ async fn handover(
     State(shown): State<Shown>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    Json(asked): Json<Handover>,
+    asked: Result<Json<Handover>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     check_own(&headers)?;
+    let Json(asked) = asked?;
     let outbox = shown.find(&name)?;
     let db = outbox.connect().await?;
     let to = asked.to.unwrap_or_default();

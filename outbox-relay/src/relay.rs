@@ -1,6 +1,6 @@
 //! The relay of one outbox: stands by, leads a term, and starts again after whatever ended it, until it is told to stop.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
@@ -69,6 +69,8 @@ pub(crate) struct Memory {
     pub(crate) own_epoch: Option<i64>,
     pub(crate) suspects: HashMap<i64, Suspect>,
     pub(crate) breaker: Breaker,
+    /// Topics that were missing for so long that they do not exist.
+    pub(crate) missing_topics: HashSet<String>,
 }
 
 /// Rows that are remembered as suspects at the most.
@@ -117,6 +119,8 @@ impl Relay {
                     *certain,
                     &format!("Kafka refuses it: {source}"),
                 );
+                // Each one shows more of what is refused: to wait would only keep the others.
+                backoff = *BACKOFF.start();
             }
             let chain = telemetry::chain(&error).to_string();
             if error.is_permanent() {
@@ -166,7 +170,6 @@ impl Relay {
             relay.floor = lease.progress.floor,
             "leading"
         );
-        self.status.set(Role::Leading);
         let publisher = Publisher::new(&self.producer)?;
         let mut term = Term::new(self, source, publisher, lease, memory);
         let ended = term.run(shutdown).await;

@@ -41,7 +41,7 @@ fn fill(template: &str, table: &TableName, id: &str, role: &str) -> String {
     let own = |suffix: &str| table.sibling(&format!("{}_{suffix}", table.name()));
     let shared = |name: &str| table.sibling(name);
     let index = |name: String| identifier(&name);
-    [
+    let values = [
         ("{outbox}", table.quoted()),
         ("{outbox_name}", literal(&table.to_string())),
         ("{outbox_regclass}", literal(&table.quoted())),
@@ -61,11 +61,22 @@ fn fill(template: &str, table: &TableName, id: &str, role: &str) -> String {
         ("{quarantine_decided}", index(format!("{QUARANTINE}_decided"))),
         ("{role}", identifier(role)),
         ("{role_literal}", literal(&identifier(role))),
-    ]
-    .iter()
-    .fold(template.to_owned(), |text, (name, value)| {
-        text.replace(name, value)
-    })
+    ];
+    // In one pass: a name may look like a placeholder.
+    let mut filled = String::with_capacity(template.len() * 2);
+    let mut rest = template;
+    while let Some(start) = rest.find('{') {
+        filled.push_str(&rest[..start]);
+        rest = &rest[start..];
+        let (name, value) = values
+            .iter()
+            .find(|(name, _)| rest.starts_with(name))
+            .map_or(("{", "{"), |(name, value)| (*name, value.as_str()));
+        filled.push_str(value);
+        rest = &rest[name.len()..];
+    }
+    filled.push_str(rest);
+    filled
 }
 
 pub(crate) const RELAY: &str = "outbox_relay";
@@ -93,32 +104,109 @@ pub(crate) fn identifier(name: &str) -> String {
     }
 }
 
-/// Reserved words that somebody may name a table, a column or a role.
-const RESERVED: [&str; 24] = [
+/// PostgreSQL's reserved words, those included that may name a function or a type.
+const RESERVED: [&str; 101] = [
     "all",
+    "analyse",
     "analyze",
+    "and",
+    "any",
     "array",
+    "as",
+    "asc",
+    "asymmetric",
+    "authorization",
+    "binary",
+    "both",
     "case",
+    "cast",
     "check",
+    "collate",
+    "collation",
     "column",
+    "concurrently",
+    "constraint",
+    "create",
+    "cross",
+    "current_catalog",
+    "current_date",
+    "current_role",
+    "current_schema",
+    "current_time",
+    "current_timestamp",
+    "current_user",
     "default",
+    "deferrable",
     "desc",
+    "distinct",
+    "do",
+    "else",
     "end",
+    "except",
+    "false",
+    "fetch",
+    "for",
+    "foreign",
+    "freeze",
     "from",
+    "full",
     "grant",
     "group",
+    "having",
+    "ilike",
     "in",
+    "initially",
+    "inner",
+    "intersect",
+    "into",
+    "is",
+    "isnull",
+    "join",
+    "lateral",
+    "leading",
+    "left",
+    "like",
     "limit",
+    "localtime",
+    "localtimestamp",
+    "natural",
+    "not",
+    "notnull",
+    "null",
     "offset",
+    "on",
+    "only",
+    "or",
     "order",
+    "outer",
+    "overlaps",
+    "placing",
     "primary",
     "references",
+    "returning",
+    "right",
     "select",
+    "session_user",
+    "similar",
+    "some",
+    "symmetric",
+    "system_user",
     "table",
+    "tablesample",
+    "then",
     "to",
+    "trailing",
+    "true",
+    "union",
+    "unique",
     "user",
+    "using",
+    "variadic",
+    "verbose",
     "when",
     "where",
+    "window",
+    "with",
 ];
 
 fn literal(text: &str) -> String {

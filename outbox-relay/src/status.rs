@@ -76,6 +76,23 @@ pub(crate) struct Lead {
     pub(crate) seen_seconds: Option<f64>,
 }
 
+impl Lead {
+    /// What is shown was true some time ago: a lease that nobody renews runs out all the same.
+    fn grow_older(&mut self, seconds: f64, leads_here: bool) {
+        for age in self
+            .seen_seconds
+            .iter_mut()
+            .chain(self.members.iter_mut().map(|member| &mut member.seen_seconds))
+        {
+            *age += seconds;
+        }
+        self.lease_seconds = self.lease_seconds.map(|left| (left - seconds).max(0.0));
+        if self.lease_seconds == Some(0.0) && !leads_here {
+            (self.leader, self.lease_seconds) = (None, None);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct State {
     role: Role,
@@ -83,6 +100,8 @@ struct State {
     progress: Instant,
     lead: Lead,
     figures: Option<Figures>,
+    /// When these were shown.
+    shown: Instant,
 }
 
 /// Shared between the relay of an outbox and whoever shows it.
@@ -96,6 +115,7 @@ impl Default for Status {
             progress: Instant::now(),
             lead: Lead::default(),
             figures: None,
+            shown: Instant::now(),
         })))
     }
 }
@@ -122,6 +142,7 @@ impl Status {
     pub(crate) fn show(&self, lead: Lead, figures: Option<Figures>) {
         self.with(|state| {
             state.lead = lead;
+            state.shown = Instant::now();
             if figures.is_some() {
                 state.figures = figures;
             }
@@ -133,7 +154,11 @@ impl Status {
     }
 
     pub(crate) fn snapshot(&self) -> (Role, Lead, Option<Figures>) {
-        self.with(|state| (state.role.clone(), state.lead.clone(), state.figures.clone()))
+        self.with(|state| {
+            let mut lead = state.lead.clone();
+            lead.grow_older(state.shown.elapsed().as_secs_f64(), state.role == Role::Leading);
+            (state.role.clone(), lead, state.figures.clone())
+        })
     }
 
     /// Whether the outbox makes progress, or stands by; otherwise why not.

@@ -24,7 +24,7 @@ use crate::source::lease::{Lease, Member, QuarantineChanges};
 use crate::source::quarantine::{Decision, Kept, Parked, Quarantine};
 use crate::source::retention::{keep_removing, removed_to};
 use crate::source::{Batch, Source, SourceError, check};
-use crate::status::{Figures, Lead};
+use crate::status::{Figures, Lead, Role};
 
 /// How often acknowledgements are collected while records are in flight.
 const COLLECT: Duration = Duration::from_millis(1);
@@ -48,6 +48,8 @@ const PARKED_BYTES: usize = 4 << 20;
 /// Records of a key of the quarantine that are published at once, and keys asked for at once.
 const KEPT_ROWS: i64 = 200;
 const DECIDED_KEYS: i64 = 100;
+/// How long a topic must be missing before that is believed.
+const PROPAGATION: Duration = Duration::from_secs(3);
 /// How long to wait for somebody else to flush the log before doing it ourselves.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(5);
 
@@ -62,8 +64,19 @@ pub(crate) enum Ended {
 struct InFlight {
     occurred_at: Option<DateTime<Utc>>,
     handed: Instant,
+    /// What becomes of its row of the quarantine, if it has one.
+    kept: Option<KeptAs>,
     /// Kept open until the acknowledgement.
     _span: Option<Span>,
+}
+
+/// What becomes of a row of the quarantine once Kafka has acknowledged its record.
+#[derive(Debug, Clone, Copy)]
+enum KeptAs {
+    /// It goes.
+    Released,
+    /// The record was a marker.
+    Skipped,
 }
 
 /// What to do with a record.
@@ -171,9 +184,15 @@ impl<'a> Term<'a> {
         }
         let config = &self.relay.config;
         let mut pause = config.poll_min;
+        let mut is_shown = false;
         while !shutdown.is_cancelled() {
             self.tick().await?;
             let full = self.poll(shutdown).await?;
+            // Not before: through an outage one term follows the other, and none of them is ready.
+            if !is_shown {
+                is_shown = true;
+                self.relay.status.set(Role::Leading);
+            }
             self.work_off(shutdown).await?;
             self.inspect(full.is_none()).await?;
             if self.hands_over().await? {
@@ -198,10 +217,12 @@ impl<'a> Term<'a> {
         for entity in self.source.frozen().await? {
             self.freeze(&entity.0, &entity.1);
         }
-        for (entity, id) in self.source.in_quarantine(self.memory.suspects.keys()).await? {
-            if let Some(Suspect::Accused(problem) | Suspect::Condemned(problem)) =
-                self.memory.suspects.remove(&id)
-            {
+        // Those that were only accused go alone the next time, as rows of the outbox do.
+        let suspects = self.memory.suspects.iter();
+        let condemned = suspects.filter(|(_, suspect)| matches!(suspect, Suspect::Condemned(_)));
+        let condemned: Vec<i64> = condemned.map(|(id, _)| *id).collect();
+        for (entity, id) in self.source.in_quarantine(condemned).await? {
+            if let Some(Suspect::Condemned(problem)) = self.memory.suspects.remove(&id) {
                 self.source.refused_again(&entity, id, &problem).await?;
             }
         }
@@ -283,7 +304,9 @@ impl<'a> Term<'a> {
         let entity = entity_of(row);
         if self.is_frozen(entity) {
             self.tracker.observe(record.id);
-            self.park(Parked::new(&record, None)).await?;
+            self.memory.suspects.remove(&record.id);
+            let is_retried = self.retried.iter().any(|(kind, key)| (&**kind, &**key) == entity);
+            self.park(Parked::new(&record, None, is_retried)).await?;
             return Ok(true);
         }
         self.memory.breaker.saw();
@@ -312,7 +335,7 @@ impl<'a> Term<'a> {
                 self.memory.suspects.remove(&record.id);
                 self.tracker.observe(record.id);
                 self.freeze(entity.0, entity.1);
-                self.park(Parked::new(&record, Some(problem))).await?;
+                self.park(Parked::new(&record, Some(problem), false)).await?;
                 Ok(true)
             }
         }
@@ -368,7 +391,7 @@ impl<'a> Term<'a> {
             return Ok(Some((Cause::Record, problem)));
         }
         let topic = &record.topic;
-        let problem = match self.publisher.topic(topic).await? {
+        let problem = match self.topic_state(topic).await? {
             TopicState::There => return Ok(None),
             TopicState::Missing => format!(
                 "topic {topic} does not exist: create it, for example with `outbox-relay create-topics {topic}=6`"
@@ -376,6 +399,27 @@ impl<'a> Term<'a> {
             TopicState::Forbidden => format!("the broker does not let the relay write to topic {topic}"),
         };
         Ok(Some((Cause::Surroundings, problem)))
+    }
+
+    /// Whether a topic takes records. Brokers do not all know at once of one that was just made.
+    async fn topic_state(&mut self, topic: &str) -> Result<TopicState, TermError> {
+        let began = Instant::now();
+        loop {
+            let state = self.publisher.topic(topic).await?;
+            if state != TopicState::Missing {
+                self.memory.missing_topics.remove(topic);
+                return Ok(state);
+            }
+            if self.memory.missing_topics.contains(topic) {
+                return Ok(state);
+            }
+            if began.elapsed() >= PROPAGATION {
+                self.memory.missing_topics.insert(topic.to_owned());
+                return Ok(state);
+            }
+            tokio::time::sleep(PROPAGATION / 50).await;
+            self.tick().await?;
+        }
     }
 
     fn is_frozen(&self, (kind, key): (&str, &str)) -> bool {
@@ -409,9 +453,9 @@ impl<'a> Term<'a> {
     ) -> Result<bool, TermError> {
         let is_suspect = !self.memory.suspects.is_empty() && self.memory.suspects.contains_key(&record.id);
         if !is_suspect {
-            return self.send(record, shutdown).await;
+            return self.send(record, None, shutdown).await;
         }
-        let sent = self.send_alone(record, shutdown).await?;
+        let sent = self.send_alone(record, None, shutdown).await?;
         if sent {
             self.memory.suspects.remove(&record.id);
         }
@@ -422,13 +466,14 @@ impl<'a> Term<'a> {
     async fn send_alone(
         &mut self,
         record: &mut Record<'_>,
+        kept: Option<KeptAs>,
         shutdown: &CancellationToken,
     ) -> Result<bool, TermError> {
         if !self.settle(shutdown).await? {
             return Ok(false);
         }
         self.alone = Some(record.id);
-        let sent = self.send(record, shutdown).await? && self.settle(shutdown).await?;
+        let sent = self.send(record, kept, shutdown).await? && self.settle(shutdown).await?;
         self.alone = None;
         Ok(sent)
     }
@@ -448,6 +493,7 @@ impl<'a> Term<'a> {
     async fn send(
         &mut self,
         record: &mut Record<'_>,
+        kept: Option<KeptAs>,
         shutdown: &CancellationToken,
     ) -> Result<bool, TermError> {
         let span = self.relay.traced.then(|| send_span(record));
@@ -471,6 +517,7 @@ impl<'a> Term<'a> {
             InFlight {
                 occurred_at: record.occurred_at,
                 handed,
+                kept,
                 _span: span,
             },
         );
@@ -523,6 +570,14 @@ impl<'a> Term<'a> {
                 let Some(record) = self.in_flight.remove(id) else {
                     continue;
                 };
+                match record.kept {
+                    None => {}
+                    Some(KeptAs::Released) => self.changes.released.push(*id),
+                    Some(KeptAs::Skipped) => self.changes.skipped.push(*id),
+                }
+                if record.kept.is_some() {
+                    pass(failpoints::RELEASED);
+                }
                 metrics
                     .ack
                     .observe(now.duration_since(record.handed).as_secs_f64());
@@ -669,37 +724,26 @@ impl<'a> Term<'a> {
             self.versions.forget((&entity.0, &entity.1));
             return Ok(());
         }
-        let mut published = Vec::new();
         for (position, row) in kept.iter().enumerate() {
-            match self.publish_kept(&entity, row, position == 0, shutdown).await? {
-                Some(true) => published.push(row.id),
-                // A marker, or nothing, has taken its place.
-                Some(false) => {}
-                None => {
-                    self.settle(shutdown).await?;
-                    self.changes.released.append(&mut published);
-                    return Ok(());
-                }
+            if !self.publish_kept(&entity, row, position == 0, shutdown).await? {
+                self.settle(shutdown).await?;
+                return Ok(());
             }
         }
-        if !self.settle(shutdown).await? {
-            return Ok(());
+        if self.settle(shutdown).await? {
+            self.retried.push_back(entity);
         }
-        pass(failpoints::RELEASED);
-        self.changes.released.append(&mut published);
-        self.unsaved = true;
-        self.retried.push_back(entity);
         Ok(())
     }
 
-    /// Publishes a record of the quarantine, or the marker for it. `None`: it is refused still, or this is a shutdown.
+    /// Publishes a record of the quarantine, or the marker for it. `false`: it is refused still, or this is a shutdown.
     async fn publish_kept(
         &mut self,
         entity: &(String, String),
         row: &Kept,
-        alone: bool,
+        is_first: bool,
         shutdown: &CancellationToken,
-    ) -> Result<Option<bool>, TermError> {
+    ) -> Result<bool, TermError> {
         let skip = match &row.decision {
             Some(Decision::Skip { reason }) => Some(marker_headers(&row.headers, reason)),
             _ => None,
@@ -729,25 +773,24 @@ impl<'a> Term<'a> {
                 );
                 self.changes.skipped.push(row.id);
                 self.unsaved = true;
-                return Ok(Some(false));
+                return Ok(true);
             }
             self.source.refused_again(entity, row.id, &problem).await?;
-            return Ok(None);
+            return Ok(false);
         }
-        let sent = if alone {
-            self.send_alone(&mut record, shutdown).await?
-        } else {
-            self.send(&mut record, shutdown).await?
-        };
-        if !sent {
-            return Ok(None);
+        let kept = Some(match skip {
+            Some(_) => KeptAs::Skipped,
+            None => KeptAs::Released,
+        });
+        let is_suspect = self.memory.suspects.contains_key(&row.id);
+        if !is_first && !is_suspect {
+            return self.send(&mut record, kept, shutdown).await;
         }
-        if skip.is_some() {
-            self.changes.skipped.push(row.id);
-            self.unsaved = true;
-            return Ok(Some(false));
+        let sent = self.send_alone(&mut record, kept, shutdown).await?;
+        if sent {
+            self.memory.suspects.remove(&row.id);
         }
-        Ok(Some(true))
+        Ok(sent)
     }
 
     /// Checks the sequence, and measures backlog and age. While `idle`, ids that nobody committed are looked into too.

@@ -207,7 +207,10 @@ async fn find_progress(
         StartAt::End | StartAt::Published => {}
     }
     let by_event_id = start_at == StartAt::Published;
-    let mut committed = Committed::default();
+    let mut committed = Committed {
+        with_late: by_event_id,
+        ..Committed::default()
+    };
     let mut tracker = Tracker::resume(Progress::default());
     read_all(source, rendering, &mut tracker, by_event_id, &mut committed).await?;
     let open = if by_event_id {
@@ -224,7 +227,7 @@ async fn find_progress(
         for id in &committed.ids {
             tracker.published(*id);
         }
-        0
+        committed.late
     };
     // All of it: what is left out would be published again.
     let progress = tracker.progress(usize::MAX);
@@ -239,6 +242,10 @@ async fn find_progress(
 #[derive(Debug, Default)]
 struct Committed {
     ids: Vec<i64>,
+    /// Whether those count that were committed only while the others were read.
+    with_late: bool,
+    /// How many there are, where they do not.
+    late: usize,
     /// Event id to row and entity, where topics are to be searched for them.
     events: HashMap<String, (i64, String)>,
     topics: BTreeSet<String>,
@@ -253,6 +260,7 @@ async fn read_all(
     committed: &mut Committed,
 ) -> Result<(), CommandError> {
     let began = Instant::now();
+    let mut is_complete = false;
     loop {
         if tracker.wants_listing() {
             tracker.list(source.open_writers().await?);
@@ -263,10 +271,15 @@ async fn read_all(
             .await?;
         let mut fresh = false;
         for row in &batch.rows {
+            let is_late = is_complete || id_of(row) <= tracker.head();
             if !tracker.observe(id_of(row)) {
                 continue;
             }
             fresh = true;
+            if is_late && !committed.with_late {
+                committed.late += 1;
+                continue;
+            }
             committed.ids.push(id_of(row));
             if by_event_id {
                 let record = Record::from_row(row, rendering);
@@ -281,6 +294,7 @@ async fn read_all(
                 committed.topics.insert(record.topic.into_owned());
             }
         }
+        is_complete |= !batch.read.full;
         if passed {
             tracker.end_fence(batch.read);
         }

@@ -128,7 +128,13 @@ pub async fn replay(
         if dry_run {
             continue;
         }
-        let mut waiting = 0;
+        let (mut waiting, mut moved) = (0, Instant::now());
+        let stalled = |moved: Instant| match moved.elapsed() > STALL {
+            true => Err(CommandError::Refused(format!(
+                "Kafka acknowledged nothing for {STALL:?}; rows up to about {last} were replayed"
+            ))),
+            false => Ok(()),
+        };
         for row in &rows {
             let mut record = Record::from_row(row, &rendering);
             if publisher.topic(&record.topic).await.map_err(failed)? != TopicState::There {
@@ -139,22 +145,23 @@ pub async fn replay(
                 )));
             }
             while !publisher.send(&mut record).map_err(failed)? {
-                waiting -= collect(&mut publisher)?;
+                let acknowledged = collect(&mut publisher)?;
+                if acknowledged > 0 {
+                    moved = Instant::now();
+                }
+                stalled(moved)?;
+                waiting -= acknowledged;
                 tokio::time::sleep(COLLECT).await;
             }
             waiting += 1;
         }
-        let mut moved = Instant::now();
         while waiting > 0 {
             let acknowledged = collect(&mut publisher)?;
             waiting -= acknowledged;
             if acknowledged > 0 {
                 moved = Instant::now();
-            } else if moved.elapsed() > STALL {
-                return Err(CommandError::Refused(format!(
-                    "Kafka acknowledged nothing for {STALL:?}; rows up to about {last} were replayed"
-                )));
             }
+            stalled(moved)?;
             tokio::time::sleep(COLLECT).await;
         }
     }

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio_postgres::types::Type;
 
 use super::{Answer, CommandError, EXIT_DIFFERENCES, LIMIT, pick, topics};
-use crate::config::{Config, Outbox};
+use crate::config::{Config, Outbox, Versions};
 use crate::database::Database;
 use crate::protocol::RangeSet;
 use crate::record::{Record, Rendering, id_of, select_list};
@@ -28,6 +28,7 @@ struct Expected {
     /// Topic and key.
     entity: u64,
     payload: u64,
+    /// Where versions count.
     version: Option<i64>,
     is_done: bool,
     /// Of the first record that has it, and of how many more.
@@ -280,7 +281,7 @@ impl Rows {
                     id: record.id,
                     entity: hasher.hash_one((&record.topic, record.key)),
                     payload: hasher.hash_one(record.payload),
-                    version: record.version,
+                    version: record.version.filter(|_| outbox.versions == Versions::Contiguous),
                     is_done: (record.id <= done.floor || done.published.contains(record.id))
                         && !done.quarantined.contains(&record.id),
                     found: None,

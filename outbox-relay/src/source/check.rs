@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::config::{Columns, HeaderStyle, Layout};
 use crate::database::Param;
-use crate::schema::{FLOORS, MEMBERS, QUARANTINE, RELAY, REMOVED};
+use crate::schema::{FLOORS, MEMBERS, QUARANTINE, RELAY, REMOVED, remove_function};
 
 /// Oldest PostgreSQL that has multiranges.
 const OLDEST_SERVER: i32 = 140_000;
@@ -51,6 +51,15 @@ pub(crate) async fn check(db: &Database, table: &TableName, layout: &Layout) -> 
     let (oid, kind): (u32, &str) = (found.get(0), found.get(1));
     if kind != "r" {
         return unfit(format!("it is not an ordinary table (relkind {kind})"));
+    }
+
+    let usable = ask(
+        "SELECT quote_ident($1) WHERE has_schema_privilege($1, 'USAGE')",
+        vec![table.schema().to_owned()],
+    )
+    .await?;
+    if usable.is_empty() {
+        return unfit(lacks(&format!("USAGE on schema {}", table.schema())));
     }
 
     let columns = ask(
@@ -120,7 +129,7 @@ pub(crate) async fn check(db: &Database, table: &TableName, layout: &Layout) -> 
          UNION ALL
          SELECT 'nothing guards it against DELETE, UPDATE and TRUNCATE: run outbox-relay init'
           WHERE NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = $1::oid AND NOT tgisinternal AND tgenabled <> 'D'
-                               AND tgname = (SELECT relname || '_insert_only' FROM pg_class WHERE oid = $1::oid))
+                               AND tgname = (SELECT (relname || '_insert_only')::name FROM pg_class WHERE oid = $1::oid))
          UNION ALL
          SELECT 'row security hides rows from the relay'
            FROM pg_class WHERE oid = $1::oid AND relrowsecurity AND row_security_active(oid)
@@ -148,29 +157,43 @@ pub(crate) async fn check(db: &Database, table: &TableName, layout: &Layout) -> 
         }
     }
     let missing = ask(
-        "SELECT format('%s on %s', p.privilege, p.relation) FROM (VALUES
-            ('SELECT', $1), ('SELECT', $2), ('INSERT', $2), ('UPDATE', $2), ('SELECT', $3), ('DELETE', $3), ('SELECT', $4),
-            ('INSERT', $4), ('DELETE', $4)) p(privilege, relation)
-          WHERE NOT has_table_privilege(p.relation, p.privilege)",
+        "SELECT format('%s on %s', p.privilege, r.relation)
+           FROM (VALUES ($1, '{SELECT}'), ($2, '{SELECT,INSERT,UPDATE}'), ($3, '{SELECT,INSERT,UPDATE,DELETE}'),
+                        ($4, '{SELECT,INSERT,UPDATE,DELETE}'), ($5, '{SELECT,INSERT,UPDATE,DELETE}'), ($6, '{SELECT}'))
+                r(relation, privileges), unnest(r.privileges::text[]) p(privilege)
+          WHERE NOT has_table_privilege(r.relation, p.privilege)
+         UNION ALL
+         SELECT format('SELECT on sequence %s', pg_get_serial_sequence($1, $7))
+          WHERE NOT has_sequence_privilege(pg_get_serial_sequence($1, $7), 'SELECT')
+         UNION ALL
+         SELECT format('EXECUTE on function %s', f) FROM unnest(ARRAY[$8 || '(bigint, bigint)', 'pg_control_system()']) f
+          WHERE to_regprocedure(f) IS NOT NULL AND NOT has_function_privilege(f, 'EXECUTE')
+         UNION ALL
+         SELECT format('the function %s', $8) WHERE to_regprocedure($8 || '(bigint, bigint)') IS NULL",
         vec![
             table.quoted(),
             table.sibling(RELAY),
             table.sibling(MEMBERS),
+            table.sibling(FLOORS),
             table.sibling(QUARANTINE),
+            table.sibling(REMOVED),
+            id.clone(),
+            remove_function(table),
         ],
     )
     .await?;
     if let Some(privilege) = missing.first() {
-        return unfit(format!(
-            "the relay's role lacks {}: outbox-relay init --relay-role grants all that it needs",
-            privilege.get::<_, &str>(0)
-        ));
+        return unfit(lacks(privilege.get(0)));
     }
     Ok(Checked {
         table: oid,
         sequence,
         types,
     })
+}
+
+fn lacks(privilege: &str) -> String {
+    format!("the relay's role lacks {privilege}: outbox-relay init --relay-role grants all that it needs")
 }
 
 /// Who else may do what would break the promises, for the operator's ears.

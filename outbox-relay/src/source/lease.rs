@@ -57,22 +57,19 @@ pub(super) fn save_sql(table: &TableName) -> (String, String) {
     let with_quarantine = format!(
         "WITH saved AS ({save}),
               parked AS (
-                INSERT INTO {quarantine} (name, id, aggregate_type, key, version, topic, headers, payload, problem, attempts, state)
+                INSERT INTO {quarantine} (name, id, aggregate_type, key, version, topic, headers, payload, problem, attempts,
+                                          state)
                 SELECT s.name, p.id, p.aggregate_type, p.key, p.version, p.topic, p.headers::jsonb, p.payload, p.problem,
-                       (p.problem IS NOT NULL)::int,
-                       -- What comes behind rows that are tried again is tried with them.
-                       CASE WHEN EXISTS (SELECT FROM {quarantine} q
-                                          WHERE q.name = s.name AND q.aggregate_type = p.aggregate_type AND q.key = p.key
-                                            AND q.state IN ('retry', 'skip')) THEN 'retry' ELSE 'frozen' END
+                       (p.problem IS NOT NULL)::int, CASE WHEN p.is_retried THEN 'retry' ELSE 'frozen' END
                   FROM saved s, unnest($9::bigint[], $10::text[], $11::text[], $12::bigint[], $13::text[], $14::text[],
-                                       $15::bytea[], $16::text[])
-                       p(id, aggregate_type, key, version, topic, headers, payload, problem)
+                                       $15::bytea[], $16::text[], $17::bool[])
+                       p(id, aggregate_type, key, version, topic, headers, payload, problem, is_retried)
                 ON CONFLICT DO NOTHING),
               released AS (
-                DELETE FROM {quarantine} q USING saved s WHERE q.name = s.name AND q.id = ANY($17::bigint[])),
+                DELETE FROM {quarantine} q USING saved s WHERE q.name = s.name AND q.id = ANY($18::bigint[])),
               skipped AS (
                 UPDATE {quarantine} q SET state = 'skipped' FROM saved s
-                 WHERE q.name = s.name AND q.id = ANY($18::bigint[]))
+                 WHERE q.name = s.name AND q.id = ANY($19::bigint[]))
          SELECT name, wanted_owner FROM saved"
     );
     (save, with_quarantine)

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::database::Param;
-use crate::record::{HeaderPair, Record};
+use crate::record::Record;
 use crate::schema::QUARANTINE;
 
 /// A record on its way into the quarantine.
@@ -18,10 +18,12 @@ pub(crate) struct Parked {
     pub(crate) payload: Option<Vec<u8>>,
     /// `None`: it waits behind another one.
     pub(crate) problem: Option<String>,
+    /// Its key is being retried, and it goes with the others.
+    pub(crate) is_retried: bool,
 }
 
 impl Parked {
-    pub(crate) fn new(record: &Record<'_>, problem: Option<String>) -> Self {
+    pub(crate) fn new(record: &Record<'_>, problem: Option<String>, is_retried: bool) -> Self {
         Self {
             id: record.id,
             aggregate_type: record.aggregate_type.to_owned(),
@@ -37,6 +39,7 @@ impl Parked {
             .to_string(),
             payload: record.payload.map(<[u8]>::to_vec),
             problem,
+            is_retried,
         }
     }
 
@@ -56,6 +59,7 @@ pub(super) struct Columns<'a> {
     headers: Vec<&'a str>,
     payloads: Vec<Option<&'a [u8]>>,
     problems: Vec<Option<&'a str>>,
+    retried: Vec<bool>,
 }
 
 pub(super) fn columns(parked: &[Parked]) -> Columns<'_> {
@@ -68,11 +72,12 @@ pub(super) fn columns(parked: &[Parked]) -> Columns<'_> {
         headers: parked.iter().map(|p| p.headers.as_str()).collect(),
         payloads: parked.iter().map(|p| p.payload.as_deref()).collect(),
         problems: parked.iter().map(|p| p.problem.as_deref()).collect(),
+        retried: parked.iter().map(|p| p.is_retried).collect(),
     }
 }
 
 impl Columns<'_> {
-    pub(super) fn params(&self) -> [Param<'_>; 8] {
+    pub(super) fn params(&self) -> [Param<'_>; 9] {
         [
             (&self.ids, Type::INT8_ARRAY),
             (&self.types, Type::TEXT_ARRAY),
@@ -82,6 +87,7 @@ impl Columns<'_> {
             (&self.headers, Type::TEXT_ARRAY),
             (&self.payloads, Type::BYTEA_ARRAY),
             (&self.problems, Type::TEXT_ARRAY),
+            (&self.retried, Type::BOOL_ARRAY),
         ]
     }
 }
@@ -102,7 +108,7 @@ pub(crate) struct Kept {
     pub(crate) id: i64,
     pub(crate) topic: String,
     pub(crate) version: Option<i64>,
-    pub(crate) headers: Vec<HeaderPair>,
+    pub(crate) headers: Vec<(String, String)>,
     pub(crate) payload: Option<Vec<u8>>,
     pub(crate) decision: Option<Decision>,
 }
@@ -111,7 +117,7 @@ fn kept(row: &Row) -> Kept {
     let headers: serde_json::Value = row.get(3);
     let pairs = headers.as_array().into_iter().flatten().filter_map(|pair| {
         let text = |position: usize| pair.get(position)?.as_str().map(str::to_owned);
-        Some((text(0)?, text(1)))
+        Some((text(0)?, text(1)?))
     });
     let reason: Option<String> = row.get(6);
     Kept {
@@ -178,9 +184,8 @@ impl Source {
     /// Which of these rows are in quarantine, with their entities.
     pub(crate) async fn in_quarantine(
         &self,
-        ids: impl Iterator<Item = &i64>,
+        ids: Vec<i64>,
     ) -> Result<Vec<((String, String), i64)>, SourceError> {
-        let ids: Vec<i64> = ids.copied().collect();
         if ids.is_empty() {
             return Ok(Vec::new());
         }
@@ -364,13 +369,21 @@ impl Quarantine<'_> {
         by: &str,
     ) -> Result<i64, SourceError> {
         let text = format!(
-            "WITH asked AS (
-                UPDATE {table} SET state = 'retry', decided_by = $4, decided_at = clock_timestamp()
-                 WHERE name = $1 AND state IN ('frozen', 'retry') AND ($2::text IS NULL OR aggregate_type = $2)
+            // All rows of a key: should this relay stop in the middle, the next one goes on.
+            "WITH first AS (
+                SELECT DISTINCT ON (aggregate_type, key) aggregate_type, key, state FROM {table}
+                 WHERE name = $1 AND state <> 'skipped' AND ($2::text IS NULL OR aggregate_type = $2)
                    AND ($3::text IS NULL OR key = $3)
-             RETURNING aggregate_type, key)
+                 ORDER BY aggregate_type, key, {order}),
+             asked AS (
+                UPDATE {table} q SET state = 'retry', decided_by = $4, decided_at = clock_timestamp()
+                  FROM first f
+                 WHERE q.name = $1 AND q.aggregate_type = f.aggregate_type AND q.key = f.key AND q.state <> 'skipped'
+                   AND f.state <> 'skip'
+             RETURNING q.aggregate_type, q.key)
              SELECT count(DISTINCT (aggregate_type, key)) FROM asked",
             table = self.table.sibling(QUARANTINE),
+            order = order(self.by_version)
         );
         let params = [
             (&self.name as _, Type::TEXT),
@@ -384,19 +397,19 @@ impl Quarantine<'_> {
     /// Asks the leader to publish a marker instead of a row, which must be the first of its key. Returns whether it is.
     pub(crate) async fn skip(&self, id: i64, reason: &str, by: &str) -> Result<bool, SourceError> {
         let text = format!(
-            "WITH skipped AS (
-                UPDATE {table} q SET state = 'skip', reason = $3, decided_by = $4, decided_at = clock_timestamp()
-                 WHERE name = $1 AND id = $2 AND state <> 'skipped'
-                   AND id = (SELECT f.id FROM {table} f
-                              WHERE f.name = $1 AND f.aggregate_type = q.aggregate_type AND f.key = q.key
-                                AND f.state <> 'skipped' ORDER BY {order} LIMIT 1)
-             RETURNING aggregate_type, key),
+            "WITH first AS (
+                SELECT q.aggregate_type, q.key FROM {table} q
+                 WHERE q.name = $1 AND q.id = $2 AND q.state <> 'skipped'
+                   AND q.id = (SELECT f.id FROM {table} f
+                                WHERE f.name = $1 AND f.aggregate_type = q.aggregate_type AND f.key = q.key
+                                  AND f.state <> 'skipped' ORDER BY {order} LIMIT 1)),
              behind AS (
                 UPDATE {table} q SET state = 'retry', decided_by = $4, decided_at = clock_timestamp()
-                  FROM skipped s
-                 WHERE q.name = $1 AND q.aggregate_type = s.aggregate_type AND q.key = s.key AND q.id <> $2
+                  FROM first f
+                 WHERE q.name = $1 AND q.aggregate_type = f.aggregate_type AND q.key = f.key AND q.id <> $2
                    AND q.state = 'frozen')
-             SELECT count(*) FROM skipped",
+             UPDATE {table} q SET state = 'skip', reason = $3, decided_by = $4, decided_at = clock_timestamp()
+               FROM first WHERE q.name = $1 AND q.id = $2",
             table = self.table.sibling(QUARANTINE),
             order = order(self.by_version)
         );
@@ -406,7 +419,6 @@ impl Quarantine<'_> {
             (&reason as _, Type::TEXT),
             (&by as _, Type::TEXT),
         ];
-        let row = self.db.query_one("ask for a skip", &text, &params).await?;
-        Ok(row.get::<_, i64>(0) == 1)
+        Ok(self.db.execute("ask for a skip", &text, &params).await? == 1)
     }
 }
