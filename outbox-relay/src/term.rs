@@ -74,6 +74,15 @@ enum Verdict {
     Freeze(Cause, String),
 }
 
+/// What became of a record of the quarantine; Kafka need not have acknowledged it yet.
+enum Outcome {
+    Published,
+    /// A marker, or nothing, has taken its place.
+    Skipped,
+    Refused,
+    Shutdown,
+}
+
 /// One term as leader.
 pub(crate) struct Term<'a> {
     relay: &'a Relay,
@@ -283,7 +292,12 @@ impl<'a> Term<'a> {
         let entity = entity_of(row);
         if self.is_frozen(entity) {
             self.tracker.observe(record.id);
-            self.park(Parked::new(&record, None)).await?;
+            let mut parked = Parked::new(&record, None);
+            parked.retried = self
+                .retried
+                .iter()
+                .any(|(kind, key)| (kind.as_str(), key.as_str()) == entity);
+            self.park(parked).await?;
             return Ok(true);
         }
         self.memory.breaker.saw();
@@ -309,6 +323,11 @@ impl<'a> Term<'a> {
                     problem,
                     "an entity is frozen: its rows wait in quarantine, the others flow"
                 );
+                // What is before it of its entity must be on Kafka when it is kept: after a crash nobody knows of what was in
+                // flight, and the quarantine may be worked off before that is read again.
+                if !self.settle(shutdown).await? {
+                    return Ok(false);
+                }
                 self.memory.suspects.remove(&record.id);
                 self.tracker.observe(record.id);
                 self.freeze(entity.0, entity.1);
@@ -658,6 +677,7 @@ impl<'a> Term<'a> {
         if !self.changes.is_empty() {
             self.save(self.relay.config.lease_ttl).await?;
         }
+        self.source.decide_all(&entity).await?;
         let by_version = self.relay.config.versions == VersionRule::Contiguous;
         let kept = self.source.kept(&entity, by_version, KEPT_ROWS).await?;
         if kept.is_empty() {
@@ -669,37 +689,41 @@ impl<'a> Term<'a> {
             self.versions.forget((&entity.0, &entity.1));
             return Ok(());
         }
-        let mut published = Vec::new();
+        let (mut released, mut skipped) = (Vec::new(), Vec::new());
+        let mut refused = false;
         for (position, row) in kept.iter().enumerate() {
             match self.publish_kept(&entity, row, position == 0, shutdown).await? {
-                Some(true) => published.push(row.id),
-                // A marker, or nothing, has taken its place.
-                Some(false) => {}
-                None => {
-                    self.settle(shutdown).await?;
-                    self.changes.released.append(&mut published);
-                    return Ok(());
+                Outcome::Published => released.push(row.id),
+                Outcome::Skipped => skipped.push(row.id),
+                Outcome::Refused => {
+                    refused = true;
+                    break;
                 }
+                Outcome::Shutdown => break,
             }
         }
+        // What Kafka has not acknowledged stays in quarantine.
         if !self.settle(shutdown).await? {
             return Ok(());
         }
         pass(failpoints::RELEASED);
-        self.changes.released.append(&mut published);
+        self.changes.released.append(&mut released);
+        self.changes.skipped.append(&mut skipped);
         self.unsaved = true;
-        self.retried.push_back(entity);
+        if !refused {
+            self.retried.push_back(entity);
+        }
         Ok(())
     }
 
-    /// Publishes a record of the quarantine, or the marker for it. `None`: it is refused still, or this is a shutdown.
+    /// Publishes a record of the quarantine, or the marker for it.
     async fn publish_kept(
         &mut self,
         entity: &(String, String),
         row: &Kept,
         alone: bool,
         shutdown: &CancellationToken,
-    ) -> Result<Option<bool>, TermError> {
+    ) -> Result<Outcome, TermError> {
         let skip = match &row.decision {
             Some(Decision::Skip { reason }) => Some(marker_headers(&row.headers, reason)),
             _ => None,
@@ -727,27 +751,21 @@ impl<'a> Term<'a> {
                     problem,
                     "a row is skipped without a marker: there is no topic to put it into"
                 );
-                self.changes.skipped.push(row.id);
-                self.unsaved = true;
-                return Ok(Some(false));
+                return Ok(Outcome::Skipped);
             }
             self.source.refused_again(entity, row.id, &problem).await?;
-            return Ok(None);
+            return Ok(Outcome::Refused);
         }
         let sent = if alone {
             self.send_alone(&mut record, shutdown).await?
         } else {
             self.send(&mut record, shutdown).await?
         };
-        if !sent {
-            return Ok(None);
-        }
-        if skip.is_some() {
-            self.changes.skipped.push(row.id);
-            self.unsaved = true;
-            return Ok(Some(false));
-        }
-        Ok(Some(true))
+        Ok(match (sent, skip) {
+            (false, _) => Outcome::Shutdown,
+            (true, Some(_)) => Outcome::Skipped,
+            (true, None) => Outcome::Published,
+        })
     }
 
     /// Checks the sequence, and measures backlog and age. While `idle`, ids that nobody committed are looked into too.

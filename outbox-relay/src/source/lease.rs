@@ -57,18 +57,19 @@ pub(super) fn save_sql(table: &TableName) -> (String, String) {
     let with_quarantine = format!(
         "WITH saved AS ({save}),
               parked AS (
-                INSERT INTO {quarantine} (name, id, aggregate_type, key, version, topic, headers, payload, problem, attempts)
+                INSERT INTO {quarantine} (name, id, aggregate_type, key, version, topic, headers, payload, problem, state,
+                    attempts)
                 SELECT s.name, p.id, p.aggregate_type, p.key, p.version, p.topic, p.headers::jsonb, p.payload, p.problem,
-                       (p.problem IS NOT NULL)::int
+                       p.state, (p.problem IS NOT NULL)::int
                   FROM saved s, unnest($9::bigint[], $10::text[], $11::text[], $12::bigint[], $13::text[], $14::text[],
-                                       $15::bytea[], $16::text[])
-                       p(id, aggregate_type, key, version, topic, headers, payload, problem)
+                                       $15::bytea[], $16::text[], $17::text[])
+                       p(id, aggregate_type, key, version, topic, headers, payload, problem, state)
                 ON CONFLICT DO NOTHING),
               released AS (
-                DELETE FROM {quarantine} q USING saved s WHERE q.name = s.name AND q.id = ANY($17::bigint[])),
+                DELETE FROM {quarantine} q USING saved s WHERE q.name = s.name AND q.id = ANY($18::bigint[])),
               skipped AS (
                 UPDATE {quarantine} q SET state = 'skipped' FROM saved s
-                 WHERE q.name = s.name AND q.id = ANY($18::bigint[]))
+                 WHERE q.name = s.name AND q.id = ANY($19::bigint[]))
          SELECT name, wanted_owner FROM saved"
     );
     (save, with_quarantine)

@@ -18,6 +18,8 @@ pub(crate) struct Parked {
     pub(crate) payload: Option<Vec<u8>>,
     /// `None`: it waits behind another one.
     pub(crate) problem: Option<String>,
+    /// Those before it of its key are being published: it is to follow them, whoever leads then.
+    pub(crate) retried: bool,
 }
 
 impl Parked {
@@ -37,6 +39,7 @@ impl Parked {
             .to_string(),
             payload: record.payload.map(<[u8]>::to_vec),
             problem,
+            retried: false,
         }
     }
 
@@ -56,6 +59,7 @@ pub(super) struct Columns<'a> {
     headers: Vec<&'a str>,
     payloads: Vec<Option<&'a [u8]>>,
     problems: Vec<Option<&'a str>>,
+    states: Vec<&'a str>,
 }
 
 pub(super) fn columns(parked: &[Parked]) -> Columns<'_> {
@@ -68,11 +72,15 @@ pub(super) fn columns(parked: &[Parked]) -> Columns<'_> {
         headers: parked.iter().map(|p| p.headers.as_str()).collect(),
         payloads: parked.iter().map(|p| p.payload.as_deref()).collect(),
         problems: parked.iter().map(|p| p.problem.as_deref()).collect(),
+        states: parked
+            .iter()
+            .map(|p| if p.retried { "retry" } else { "frozen" })
+            .collect(),
     }
 }
 
 impl Columns<'_> {
-    pub(super) fn params(&self) -> [Param<'_>; 8] {
+    pub(super) fn params(&self) -> [Param<'_>; 9] {
         [
             (&self.ids, Type::INT8_ARRAY),
             (&self.types, Type::TEXT_ARRAY),
@@ -82,6 +90,7 @@ impl Columns<'_> {
             (&self.headers, Type::TEXT_ARRAY),
             (&self.payloads, Type::BYTEA_ARRAY),
             (&self.problems, Type::TEXT_ARRAY),
+            (&self.states, Type::TEXT_ARRAY),
         ]
     }
 }
@@ -228,6 +237,22 @@ impl Source {
         ];
         let rows = self.db.query("read the quarantine", &text, &params).await?;
         Ok(rows.iter().map(kept).collect())
+    }
+
+    /// What was decided about the first record of a key goes for those behind it: that one leaves, and whoever leads then
+    /// must still know.
+    pub(crate) async fn decide_all(&self, entity: &(String, String)) -> Result<(), SourceError> {
+        let text = format!(
+            "UPDATE {} SET state = 'retry' WHERE name = $1 AND aggregate_type = $2 AND key = $3 AND state = 'frozen'",
+            self.table.sibling(QUARANTINE)
+        );
+        let params = [
+            (&self.name as _, Type::TEXT),
+            (&entity.0 as _, Type::TEXT),
+            (&entity.1 as _, Type::TEXT),
+        ];
+        self.db.execute("pass a decision on", &text, &params).await?;
+        Ok(())
     }
 
     /// A record was refused again: its key stays frozen.
