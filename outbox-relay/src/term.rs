@@ -332,6 +332,11 @@ impl<'a> Term<'a> {
                     problem,
                     "an entity is frozen: its rows wait in quarantine, the others flow"
                 );
+                // What is before it of its entity must be on Kafka when it is kept: after a crash nobody knows of what was in
+                // flight, and the quarantine may be worked off before that is read again.
+                if !self.settle(shutdown).await? {
+                    return Ok(false);
+                }
                 self.memory.suspects.remove(&record.id);
                 self.tracker.observe(record.id);
                 self.freeze(entity.0, entity.1);

@@ -11,9 +11,16 @@ use crate::check::{Event, Order, Row, Step};
 
 /// The outbox, in the order of its ids.
 pub async fn outbox(client: &Client) -> Result<Vec<Row>> {
-    let sql = "SELECT id, event_id::text, aggregate_id, aggregate_version, event_type, coalesce(payload, ''), xmin::text \
-               FROM outbox ORDER BY id";
-    let rows = client.query(sql, &[]).await?;
+    outbox_rows(client, "outbox").await
+}
+
+/// A table with the columns of an outbox, in the order of its ids.
+pub async fn outbox_rows(client: &Client, table: &str) -> Result<Vec<Row>> {
+    let sql = format!(
+        "SELECT id, event_id::text, aggregate_id, aggregate_version, event_type, coalesce(payload, ''), xmin::text
+           FROM {table} ORDER BY id"
+    );
+    let rows = client.query(&sql, &[]).await?;
     Ok(rows
         .iter()
         .map(|row| Row {

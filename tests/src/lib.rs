@@ -6,6 +6,7 @@ pub mod databases;
 pub mod load;
 pub mod shop;
 pub mod topic;
+pub mod writers;
 
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::database::Param;
-use crate::record::Record;
+use crate::record::{HeaderPair, Record};
 use crate::schema::QUARANTINE;
 
 /// A record on its way into the quarantine.
@@ -108,7 +108,7 @@ pub(crate) struct Kept {
     pub(crate) id: i64,
     pub(crate) topic: String,
     pub(crate) version: Option<i64>,
-    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) headers: Vec<HeaderPair>,
     pub(crate) payload: Option<Vec<u8>>,
     pub(crate) decision: Option<Decision>,
 }
@@ -117,7 +117,7 @@ fn kept(row: &Row) -> Kept {
     let headers: serde_json::Value = row.get(3);
     let pairs = headers.as_array().into_iter().flatten().filter_map(|pair| {
         let text = |position: usize| pair.get(position)?.as_str().map(str::to_owned);
-        Some((text(0)?, text(1)?))
+        Some((text(0)?, text(1)))
     });
     let reason: Option<String> = row.get(6);
     Kept {
