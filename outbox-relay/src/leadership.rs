@@ -36,10 +36,24 @@ impl Leadership {
         self.0.leads.load(Ordering::Relaxed)
     }
 
-    /// Whom to hand an outbox to so that all lead about as many: one that leads at least two fewer. One at a time, and
-    /// then not before others have been told, which takes up to `pause`.
-    pub(crate) fn who_should_lead(&self, me: &str, members: &[Member], pause: Duration) -> Option<String> {
-        let next = fewest(me, members)?;
+    /// Whom to hand an outbox to so that all lead about as many: one that leads at least two fewer, and that was heard of
+    /// lately. One at a time, and then not before others have been told.
+    pub(crate) fn who_should_lead(
+        &self,
+        me: &str,
+        members: &[Member],
+        heartbeat: Duration,
+    ) -> Option<String> {
+        if self.leads() < 2 {
+            return None;
+        }
+        let pause = heartbeat * 2;
+        let alive: Vec<Member> = members
+            .iter()
+            .filter(|member| member.seen_seconds <= pause.as_secs_f64())
+            .cloned()
+            .collect();
+        let next = fewest(me, &alive)?;
         if self.leads() - next.leads < 2 {
             return None;
         }
@@ -90,6 +104,18 @@ mod tests {
         );
         drop(held);
         assert_eq!(leadership.leads(), 0);
+        let gone = Member {
+            seen_seconds: 3.0,
+            ..member("gone", 0)
+        };
+        let _held: Vec<Leading> = (0..3).map(|_| leadership.lead()).collect();
+        let fresh = Leadership(Arc::clone(&leadership.0));
+        *fresh.0.handed_over.lock().expect("not poisoned") = None;
+        assert_eq!(
+            fresh.who_should_lead("me", &[gone], Duration::from_secs(1)),
+            None,
+            "one that is silent is not trusted with it"
+        );
         assert_eq!(leadership.who_should_lead("me", &[member("me", 0)], pause), None);
     }
 }

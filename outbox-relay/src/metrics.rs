@@ -100,7 +100,7 @@ impl Metrics {
             )?,
             backlog: int_gauge(
                 "outbox_relay_backlog_rows",
-                "Ids given and not known to be published or dead; rolled-back ones count until the fence passes.",
+                "Rows that wait to be published; ids given above the last row read count until it is known what became of them.",
             )?,
             oldest_age: gauge(
                 "outbox_relay_oldest_unpublished_age_seconds",

@@ -817,7 +817,7 @@ impl<'a> Term<'a> {
             Some(0.0)
         } else {
             self.source
-                .oldest_above(self.tracker.floor(), &self.relay.config.layout)
+                .oldest_above(self.tracker.first_open() - 1, &self.relay.config.layout)
                 .await?
         };
         let quarantine = Quarantine {
@@ -911,8 +911,12 @@ impl<'a> Term<'a> {
                 next.instance.clone()
             }
             None => {
-                let pause = self.relay.config.heartbeat() * 2;
-                match self.relay.leadership.who_should_lead(me, &self.members, pause) {
+                let heartbeat = self.relay.config.heartbeat();
+                match self
+                    .relay
+                    .leadership
+                    .who_should_lead(me, &self.members, heartbeat)
+                {
                     Some(next) => next,
                     None => return Ok(false),
                 }

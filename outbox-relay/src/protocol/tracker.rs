@@ -80,9 +80,21 @@ impl<T: Eq + Hash> Tracker<T> {
         &self.holes
     }
 
-    /// How many ids up to the head are neither published nor known to be dead.
+    /// How many rows were seen and are not done with.
     pub fn unfinished(&self) -> i64 {
-        self.head - self.floor - self.done.id_count()
+        self.head - self.floor - self.done.id_count() - self.holes.id_count()
+    }
+
+    /// The lowest id that was seen and is not done with; the one above the head when there is none.
+    pub fn first_open(&self) -> i64 {
+        let mut settled = self.done.clone();
+        for range in self.holes.iter() {
+            settled.insert(range);
+        }
+        settled
+            .gaps(self.floor + 1..self.head + 1)
+            .first()
+            .unwrap_or(self.head + 1)
     }
 
     /// Whether the row is new.
@@ -332,6 +344,21 @@ mod tests {
             2
         );
         assert_eq!((t.floor(), t.unfinished()), (3, 0));
+    }
+
+    #[test]
+    fn the_oldest_open_row_is_neither_a_hole_nor_done() {
+        let mut t = tracker();
+        assert_eq!((t.first_open(), t.unfinished()), (1, 0));
+        for id in [2, 3, 5] {
+            t.observe(id);
+        }
+        assert_eq!((t.first_open(), t.unfinished()), (2, 3), "1 and 4 are holes");
+        t.published(2);
+        t.published(3);
+        assert_eq!((t.first_open(), t.unfinished()), (5, 1));
+        t.published(5);
+        assert_eq!((t.first_open(), t.unfinished()), (6, 0));
     }
 
     #[test]
