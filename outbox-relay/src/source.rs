@@ -18,6 +18,8 @@ pub(crate) mod check;
 pub(crate) mod lease;
 pub(crate) mod quarantine;
 pub(crate) mod retention;
+#[cfg(test)]
+mod schedules;
 
 use check::Checked;
 

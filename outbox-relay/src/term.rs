@@ -891,6 +891,8 @@ impl<'a> Term<'a> {
         let me = &self.relay.owner;
         let next = match self.wanted.take() {
             Some(wanted) => {
+                // Who asks may know of one that came since they were listed.
+                self.members = self.source.members(self.relay.config.lease_ttl).await?;
                 let named = self
                     .members
                     .iter()

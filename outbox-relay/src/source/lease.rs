@@ -112,7 +112,7 @@ impl Source {
                     expires_at = clock_timestamp() + $3::bigint * interval '1 microsecond'
               WHERE name = $1
                 AND ((expires_at < clock_timestamp()
-                      AND (wanted_owner IS NULL OR wanted_owner = $2
+                      AND (coalesce(wanted_owner, '') IN ('', $2)
                            OR expires_at < clock_timestamp() - $3::bigint * interval '1 microsecond'))
                      OR (owner = $2 AND epoch = $5 AND wanted_owner IS NULL))
           RETURNING epoch, saves, floor, coalesce(system_identifier, $4),
@@ -280,6 +280,11 @@ impl Source {
         self.db
             .execute("forget replicas", &text, &[(&self.name, Type::TEXT)])
             .await?;
+        self.members(ttl).await
+    }
+
+    /// The replicas that are there.
+    pub(crate) async fn members(&self, ttl: Duration) -> Result<Vec<Member>, SourceError> {
         members_of(&self.db, &self.table, &self.name, ttl).await
     }
 
