@@ -91,8 +91,11 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         // librdkafka goes on by itself; what it cannot mend comes back with a record.
         tracing::warn!(kafka.error = %error, kafka.reason = reason, "Kafka client reports an error");
-        let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
-        *complaint = Some(reason.to_owned());
+        // This comes after what says why, and says no more.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+            *complaint = Some(reason.to_owned());
+        }
     }
 }
 
@@ -115,6 +118,9 @@ pub(crate) struct Publisher {
     known_topics: HashSet<String>,
 }
 
+/// Events served at once. One call of rdkafka's serves one event, a batch of reports; it spins through the last
+/// millisecond of any other timeout than zero.
+const EVENTS_A_CALL: usize = 64;
 /// How long to wait for a topic's metadata.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -185,7 +191,9 @@ impl Publisher {
 
     /// Why Kafka cannot be reached, as the client has it: a wrong password looks like a broker that is away otherwise.
     fn complaint(&self) -> Option<String> {
-        self.producer.poll(Duration::ZERO);
+        for _ in 0..EVENTS_A_CALL {
+            self.producer.poll(Duration::ZERO);
+        }
         let complaint = self.producer.context().complaint.lock();
         complaint.unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -223,9 +231,6 @@ impl Publisher {
 
     /// Serves the producer's callbacks, and returns what they said since the last call.
     pub(crate) fn collect(&mut self) -> Deliveries {
-        // One call serves one event, a batch of reports. rdkafka spins through the last millisecond of any other
-        // timeout.
-        const EVENTS_A_CALL: usize = 64;
         let said = || {
             let deliveries = self.producer.context().deliveries.lock();
             let deliveries = deliveries.unwrap_or_else(PoisonError::into_inner);
