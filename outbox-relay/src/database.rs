@@ -68,6 +68,9 @@ const SETTINGS: [(&str, &str); 7] = [
     ("synchronous_commit", "on"),
 ];
 
+/// Says what to look at as well.
+const CONNECT: &str = "connect: is it up, and is database_url right?";
+
 impl Database {
     /// Connects and sets the session up. `limit` bounds each statement.
     ///
@@ -88,12 +91,12 @@ impl Database {
         let (client, connection_task) = match tls {
             Some(tls) => {
                 config.ssl_mode(tokio_postgres::config::SslMode::Require);
-                let (client, task) = within(limit, "connect", config.connect(tls)).await?;
+                let (client, task) = within(limit, CONNECT, config.connect(tls)).await?;
                 (client, tokio::spawn(async move { drop(task.await) }))
             }
             // Ends with the client; its error reaches us through the statement that it broke.
             None => {
-                let (client, task) = within(limit, "connect", config.connect(NoTls)).await?;
+                let (client, task) = within(limit, CONNECT, config.connect(NoTls)).await?;
                 (client, tokio::spawn(async move { drop(task.await) }))
             }
         };
@@ -216,9 +219,10 @@ impl Database {
         text: &str,
         limit: Duration,
     ) -> Result<(), DatabaseError> {
-        // The session's own settings are for reads by id; and what is made must be found.
+        // The session's own settings are for reads by id; and what is made must be found. Writers queue behind a lock that
+        // is waited for.
         let text = format!(
-            "BEGIN; SET LOCAL statement_timeout = {}; SET LOCAL search_path = pg_catalog;\n{text}\nCOMMIT;",
+            "BEGIN; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = '5s'; SET LOCAL search_path = pg_catalog;\n{text}\nCOMMIT;",
             limit.as_millis()
         );
         within(limit, doing, self.client.batch_execute(&text)).await

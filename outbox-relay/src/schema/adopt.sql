@@ -1,4 +1,14 @@
 -- An outbox table that is there already gets what it lacks: ids in the order of the inserts, which only the database
--- gives, and an index to read by. Adding the column rewrites the table once, under an exclusive lock.
-ALTER TABLE {outbox} ADD COLUMN IF NOT EXISTS {id} bigint GENERATED ALWAYS AS IDENTITY (CACHE 1);
-CREATE UNIQUE INDEX IF NOT EXISTS {id_index} ON {outbox} ({id});
+-- gives, and an index to read by. Adding the column rewrites the table once, under an exclusive lock. What is
+-- there is left alone: even to look would wait for all who write.
+DO $adopt$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_attribute
+                    WHERE attrelid = {outbox_regclass}::regclass AND attname = {id_name} AND NOT attisdropped) THEN
+        ALTER TABLE {outbox} ADD COLUMN {id} bigint GENERATED ALWAYS AS IDENTITY (CACHE 1);
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                    WHERE i.indrelid = {outbox_regclass}::regclass AND i.indisunique AND i.indisvalid AND i.indnatts = 1
+                      AND i.indpred IS NULL AND a.attname = {id_name}) THEN
+        CREATE UNIQUE INDEX IF NOT EXISTS {id_index} ON {outbox} ({id});
+    END IF;
+END $adopt$;
