@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
+use tokio_postgres::error::SqlState;
 
 use crate::config::{Config, Outbox, Versions};
 use crate::database::{Database, DatabaseError};
@@ -25,7 +26,7 @@ pub const EXIT_DIFFERENCES: u8 = 3;
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     #[error(transparent)]
-    Source(#[from] SourceError),
+    Source(SourceError),
     #[error("Kafka: {doing}")]
     Kafka {
         doing: &'static str,
@@ -39,16 +40,32 @@ pub enum CommandError {
     Refused(String),
 }
 
+impl From<SourceError> for CommandError {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::Database(DatabaseError::Unavailable { source, .. })
+                if source.code() == Some(&SqlState::UNDEFINED_TABLE) =>
+            {
+                let problem = source
+                    .as_db_error()
+                    .map_or("a table is missing", |error| error.message());
+                Self::Refused(format!("{problem}: make it with outbox-relay init"))
+            }
+            other => Self::Source(other),
+        }
+    }
+}
+
 impl From<DatabaseError> for CommandError {
     fn from(error: DatabaseError) -> Self {
-        Self::Source(error.into())
+        SourceError::from(error).into()
     }
 }
 
 impl From<TermError> for CommandError {
     fn from(error: TermError) -> Self {
         match error {
-            TermError::Source(error) => Self::Source(error),
+            TermError::Source(error) => error.into(),
             other => Self::Refused(service::telemetry::chain(&other).to_string()),
         }
     }

@@ -69,6 +69,9 @@ const SETTINGS: [(&str, &str); 7] = [
     ("synchronous_commit", "on"),
 ];
 
+/// Says what to look at as well.
+const CONNECT: &str = "connect: is it up, and is database_url right?";
+
 impl Database {
     /// Connects and sets the session up. `limit` bounds each statement, and the attempt at each host.
     ///
@@ -215,9 +218,10 @@ impl Database {
         text: &str,
         limit: Duration,
     ) -> Result<(), DatabaseError> {
-        // The session's own settings are for reads by id; and what is made must be found.
+        // The session's own settings are for reads by id; and what is made must be found. Writers queue behind a lock that
+        // is waited for.
         let text = format!(
-            "BEGIN; SET LOCAL statement_timeout = {}; SET LOCAL search_path = pg_catalog;\n{text}\nCOMMIT;",
+            "BEGIN; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = '5s'; SET LOCAL search_path = pg_catalog;\n{text}\nCOMMIT;",
             limit.as_millis()
         );
         within(limit, doing, self.client.batch_execute(&text)).await
@@ -274,14 +278,14 @@ async fn open(
     // The task ends with the client; its error reaches us through the statement that it broke.
     Ok(match tls {
         Some(tls) => {
-            let (client, task) = within(limit, "connect", config.connect(tls.clone())).await?;
+            let (client, task) = within(limit, CONNECT, config.connect(tls.clone())).await?;
             (
                 client,
                 AbortOnDropHandle::new(tokio::spawn(async move { drop(task.await) })),
             )
         }
         None => {
-            let (client, task) = within(limit, "connect", config.connect(NoTls)).await?;
+            let (client, task) = within(limit, CONNECT, config.connect(NoTls)).await?;
             (
                 client,
                 AbortOnDropHandle::new(tokio::spawn(async move { drop(task.await) })),

@@ -52,6 +52,7 @@ fn fill(template: &str, table: &TableName, id: &str, role: &str) -> String {
         ("{refuse}", own("refuse_change")),
         ("{remove}", own("remove")),
         ("{guard}", identifier(&format!("{}_insert_only", table.name()))),
+        ("{guard_name}", literal(&format!("{}_insert_only", table.name()))),
         ("{relay}", shared(RELAY)),
         ("{members}", shared(MEMBERS)),
         ("{floors}", shared(FLOORS)),

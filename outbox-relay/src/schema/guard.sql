@@ -9,9 +9,16 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE TRIGGER {guard}
-    BEFORE UPDATE OR DELETE OR TRUNCATE ON {outbox}
-    FOR EACH STATEMENT EXECUTE FUNCTION {refuse}();
+-- Not where it is already: that would wait for every open transaction that wrote, and all other writers behind it. 58:
+-- before UPDATE, DELETE and TRUNCATE, for each statement.
+DO $guard$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {outbox_regclass}::regclass AND tgname = {guard_name}::name
+                      AND tgtype = 58 AND tgenabled <> 'D') THEN
+        CREATE OR REPLACE TRIGGER {guard}
+            BEFORE UPDATE OR DELETE OR TRUNCATE ON {outbox}
+            FOR EACH STATEMENT EXECUTE FUNCTION {refuse}();
+    END IF;
+END $guard$;
 
 -- Removes published rows by id range, at most up to the floor of every relay of this table, and returns how far it got.
 -- With the rights of its owner: whoever runs the relay need not be able to delete anything else.

@@ -124,7 +124,7 @@ pub(crate) async fn removed_to(db: &Database, table: &TableName) -> Result<i64, 
 pub(crate) async fn numbered_to(db: &Database, table: &TableName) -> Result<i64, SourceError> {
     // Only tables that were adopted have the column.
     let text = format!(
-        "SELECT coalesce((SELECT (to_jsonb(r)->>'numbered_to')::bigint FROM {} r WHERE r.outbox = $1), 0)",
+        "SELECT coalesce((SELECT r.numbered_to FROM {} r WHERE r.outbox = $1), 0)",
         table.sibling(REMOVED)
     );
     let outbox = table.to_string();

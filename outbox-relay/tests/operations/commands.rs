@@ -55,6 +55,13 @@ async fn init_makes_completes_and_may_run_again() {
         other.batch_execute(&script).await.expect("it runs");
         assert_eq!(catalogue(&other).await, made);
     }
+    // A transaction that wrote is open: nobody waits for it.
+    let mut slow = by_init.connect().await.expect("connected");
+    let open = slow.transaction().await.expect("begun");
+    insert(&open, "open", 1, None, None).await;
+    let (code, answer) = json(&sections, &["init"]).await;
+    assert_eq!(code, 0, "{answer}");
+    open.rollback().await.expect("rolled back");
     // What is missing comes back, and what is there stays.
     insert(&client, "k", 1, None, None).await;
     for lost in [

@@ -118,9 +118,16 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE TRIGGER outbox_insert_only
-    BEFORE UPDATE OR DELETE OR TRUNCATE ON public.outbox
-    FOR EACH STATEMENT EXECUTE FUNCTION public.outbox_refuse_change();
+-- Not where it is already: that would wait for every open transaction that wrote, and all other writers behind it. 58:
+-- before UPDATE, DELETE and TRUNCATE, for each statement.
+DO $guard$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'public.outbox'::regclass AND tgname = 'outbox_insert_only'::name
+                      AND tgtype = 58 AND tgenabled <> 'D') THEN
+        CREATE OR REPLACE TRIGGER outbox_insert_only
+            BEFORE UPDATE OR DELETE OR TRUNCATE ON public.outbox
+            FOR EACH STATEMENT EXECUTE FUNCTION public.outbox_refuse_change();
+    END IF;
+END $guard$;
 
 -- Removes published rows by id range, at most up to the floor of every relay of this table, and returns how far it got.
 -- With the rights of its owner: whoever runs the relay need not be able to delete anything else.
