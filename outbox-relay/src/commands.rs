@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use tokio_postgres::error::SqlState;
 
 use crate::config::{Config, Outbox, Versions};
+use crate::context::TermError;
 use crate::database::{Database, DatabaseError};
-use crate::relay::TermError;
 use crate::source::SourceError;
 use crate::source::quarantine::Quarantine;
 

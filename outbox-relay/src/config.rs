@@ -7,7 +7,7 @@ use rdkafka::config::ClientConfig;
 use secrecy::SecretString;
 use service::config::{Admin, Instance, Kafka, Log, Reader, Reported, Telemetry};
 
-pub use connection::{Connection, Pooling};
+pub use connection::{Connection, Pooling, TlsFiles};
 pub use layout::{Columns, HeaderStyle, Headers, Layout, Profile};
 pub use names::{TableName, TopicTemplate};
 

@@ -13,7 +13,7 @@ use tokio_postgres::{Client, NoTls, Row, RowStream, SimpleQueryMessage, Statemen
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::config::{Connection, Pooling};
+use crate::config::{Connection, Pooling, TlsFiles};
 
 /// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +82,10 @@ impl Database {
         application: &str,
         limit: Duration,
     ) -> Result<Self, DatabaseError> {
-        let mut config = connection.config()?;
+        let mut config = connection.config().map_err(|source| DatabaseError::Unavailable {
+            doing: "read database_url",
+            source,
+        })?;
         config
             .application_name(application)
             .connect_timeout(limit)
@@ -403,14 +406,6 @@ async fn within<T>(
         Ok(result) => result.map_err(|source| DatabaseError::Unavailable { doing, source }),
         Err(_) => Err(DatabaseError::TimedOut { doing, limit }),
     }
-}
-
-/// Certificates to know the server by, and to be known by.
-#[derive(Debug, Clone)]
-pub struct TlsFiles {
-    pub ca: std::path::PathBuf,
-    /// Certificate chain and private key, both PEM.
-    pub client: Option<(std::path::PathBuf, std::path::PathBuf)>,
 }
 
 fn tls(files: &TlsFiles) -> Result<MakeRustlsConnect, DatabaseError> {

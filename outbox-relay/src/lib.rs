@@ -22,6 +22,7 @@ pub mod schema;
 pub mod topics;
 
 mod admin;
+mod context;
 mod database;
 mod figures;
 mod inspect;
@@ -31,15 +32,17 @@ mod publisher;
 mod record;
 mod relay;
 mod source;
+mod sql;
 mod status;
 mod term;
 
 pub use config::Config;
 
 use config::Outbox;
+use context::Context;
 use leadership::Leadership;
 use metrics::Metrics;
-use relay::{Relay, Stopped};
+use relay::Stopped;
 use status::Status;
 
 /// How often `/readyz` is brought up to date.
@@ -60,7 +63,7 @@ pub enum StartError {
 
 /// A relay that listens but does not relay yet.
 pub struct App {
-    relays: Vec<Relay>,
+    outboxes: Vec<Context>,
     admin: AdminServer,
     readiness: Readiness,
 }
@@ -75,15 +78,15 @@ impl Config {
         let metrics = Metrics::register(&registry)?;
         let readiness = Readiness::default();
         let leadership = Leadership::default();
-        let relays: Vec<Relay> = self
+        let outboxes: Vec<Context> = self
             .outboxes
             .iter()
-            .map(|(name, outbox)| self.relay(name, outbox, &metrics, &leadership))
+            .map(|(name, outbox)| self.context(name, outbox, &metrics, &leadership))
             .collect();
-        let shown = relays.iter().map(|relay| admin::ShownOutbox {
-            name: relay.name.clone(),
-            config: relay.config.clone(),
-            status: relay.status.clone(),
+        let shown = outboxes.iter().map(|outbox| admin::ShownOutbox {
+            name: outbox.name.clone(),
+            config: outbox.config.clone(),
+            status: outbox.status.clone(),
         });
         let shown = admin::Shown(Arc::new(shown.collect()), self.instance.name.as_str().into());
         let admin = AdminServer::bind(self.admin.listen, registry, readiness.clone())
@@ -96,7 +99,7 @@ impl Config {
                 .map_err(StartError::Endpoints)?;
         }
         Ok(App {
-            relays,
+            outboxes,
             admin,
             readiness,
         })
@@ -110,8 +113,8 @@ impl Config {
         }
     }
 
-    fn relay(&self, name: &str, outbox: &Outbox, metrics: &Metrics, leadership: &Leadership) -> Relay {
-        Relay {
+    fn context(&self, name: &str, outbox: &Outbox, metrics: &Metrics, leadership: &Leadership) -> Context {
+        Context {
             metrics: metrics.of(name),
             status: Status::default(),
             owner: self.instance.name.clone(),
@@ -141,9 +144,9 @@ impl App {
         supervisor.spawn_background("admin", self.admin.serve());
         let check = self.readiness.check("outboxes");
         let watched: Vec<(String, Status)> = self
-            .relays
+            .outboxes
             .iter()
-            .map(|relay| (relay.name.clone(), relay.status.clone()))
+            .map(|outbox| (outbox.name.clone(), outbox.status.clone()))
             .collect();
         supervisor.spawn_background::<BoxError>("readiness", async move {
             loop {
@@ -151,7 +154,7 @@ impl App {
                 tokio::time::sleep(READINESS_INTERVAL).await;
             }
         });
-        supervisor.spawn("outboxes", relay_all(self.relays, supervisor.shutdown()));
+        supervisor.spawn("outboxes", relay_all(self.outboxes, supervisor.shutdown()));
         supervisor.run(GRACE).await
     }
 }
@@ -169,10 +172,10 @@ fn all_ready(outboxes: &[(String, Status)]) -> Result<(), String> {
 }
 
 /// Runs the outboxes side by side. One that stops leaves the others alone; when the last one has, so does the process.
-async fn relay_all(relays: Vec<Relay>, shutdown: CancellationToken) -> Result<(), BoxError> {
+async fn relay_all(outboxes: Vec<Context>, shutdown: CancellationToken) -> Result<(), BoxError> {
     let mut running = JoinSet::new();
-    for relay in relays {
-        running.spawn(relay.run(shutdown.clone()));
+    for outbox in outboxes {
+        running.spawn(relay::run(outbox, shutdown.clone()));
     }
     let mut stopped: Option<Stopped> = None;
     while let Some(ended) = running.join_next().await {

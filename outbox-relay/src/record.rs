@@ -12,7 +12,7 @@ use tokio_postgres::types::{FromSql, Type};
 use uuid::Uuid;
 
 use crate::config::{Columns, HeaderStyle, Layout, TopicTemplate};
-use crate::schema::identifier;
+use crate::sql::identifier;
 
 /// What Kafka adds to a record in a batch of its own, at the most: batch header, lengths, offsets, timestamps.
 const RECORD_OVERHEAD: usize = 128;

@@ -1,6 +1,7 @@
 //! The SQL that makes, completes and upgrades an outbox and what its relay keeps beside it. Every statement may run again.
 
 use crate::config::{Layout, TableName};
+use crate::sql::{identifier, literal};
 
 /// A role in GRANT statements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,129 +92,6 @@ pub(crate) fn remove_function(table: &TableName) -> String {
     table.sibling(&format!("{}_remove", table.name()))
 }
 
-/// An SQL identifier, quoted where it must be.
-pub(crate) fn identifier(name: &str) -> String {
-    let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
-        && name
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-        && !RESERVED.contains(&name);
-    if plain {
-        name.to_owned()
-    } else {
-        format!("\"{}\"", name.replace('"', "\"\""))
-    }
-}
-
-/// PostgreSQL's reserved words, those included that may name a function or a type.
-const RESERVED: [&str; 101] = [
-    "all",
-    "analyse",
-    "analyze",
-    "and",
-    "any",
-    "array",
-    "as",
-    "asc",
-    "asymmetric",
-    "authorization",
-    "binary",
-    "both",
-    "case",
-    "cast",
-    "check",
-    "collate",
-    "collation",
-    "column",
-    "concurrently",
-    "constraint",
-    "create",
-    "cross",
-    "current_catalog",
-    "current_date",
-    "current_role",
-    "current_schema",
-    "current_time",
-    "current_timestamp",
-    "current_user",
-    "default",
-    "deferrable",
-    "desc",
-    "distinct",
-    "do",
-    "else",
-    "end",
-    "except",
-    "false",
-    "fetch",
-    "for",
-    "foreign",
-    "freeze",
-    "from",
-    "full",
-    "grant",
-    "group",
-    "having",
-    "ilike",
-    "in",
-    "initially",
-    "inner",
-    "intersect",
-    "into",
-    "is",
-    "isnull",
-    "join",
-    "lateral",
-    "leading",
-    "left",
-    "like",
-    "limit",
-    "localtime",
-    "localtimestamp",
-    "natural",
-    "not",
-    "notnull",
-    "null",
-    "offset",
-    "on",
-    "only",
-    "or",
-    "order",
-    "outer",
-    "overlaps",
-    "placing",
-    "primary",
-    "references",
-    "returning",
-    "right",
-    "select",
-    "session_user",
-    "similar",
-    "some",
-    "symmetric",
-    "system_user",
-    "table",
-    "tablesample",
-    "then",
-    "to",
-    "trailing",
-    "true",
-    "union",
-    "unique",
-    "user",
-    "using",
-    "variadic",
-    "verbose",
-    "when",
-    "where",
-    "window",
-    "with",
-];
-
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,11 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_and_literals_are_quoted_where_they_must_be() {
-        assert_eq!(identifier("outbox_1"), "outbox_1");
-        assert_eq!(identifier("Order"), "\"Order\"");
-        assert_eq!(identifier("user"), "\"user\"");
-        assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
+    fn names_are_quoted_where_they_must_be() {
         let table: TableName = "my-app.Out'box".parse().expect("a name");
         let script = script(&table, &Layout::default(), &[Role::Writer("app user")]);
         assert!(

@@ -92,7 +92,7 @@ impl Source {
         let db = Database::connect(&config.connection, &format!("outbox-relay {name}"), limit).await?;
         let checked = check::check(&db, &config.table, &config.layout).await?;
         let columns = select_list(&config.layout, &checked.types);
-        let id = crate::schema::identifier(&config.layout.columns.id);
+        let id = crate::sql::identifier(&config.layout.columns.id);
         let read = db
             .prepare("prepare the read", read_sql(&config.table, &columns, &id))
             .await?;
@@ -249,11 +249,11 @@ impl Source {
         let Some(time) = &layout.columns.occurred_at else {
             return Ok(None);
         };
-        let id = crate::schema::identifier(&layout.columns.id);
+        let id = crate::sql::identifier(&layout.columns.id);
         let query = format!(
             "SELECT coalesce((SELECT greatest(0, extract(epoch FROM clock_timestamp() - t.{}::timestamptz))::float8
                                 FROM {} t WHERE t.{id} > $1 ORDER BY t.{id} LIMIT 1), 0)",
-            crate::schema::identifier(time),
+            crate::sql::identifier(time),
             self.table.quoted()
         );
         let row = self

@@ -13,13 +13,13 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Span;
 
 use crate::config::{Durability, Versions as VersionRule};
+use crate::context::{Context, Memory, Suspect, TermError};
 use crate::failpoints::{self, pass};
 use crate::figures::Meter;
 use crate::leadership::fewest;
 use crate::protocol::{Cause, Follows, Tracker, Versions};
 use crate::publisher::{PublishError, Publisher, TopicState};
 use crate::record::{Record, entity_of, id_of, marker_headers};
-use crate::relay::{Memory, Relay, Suspect, TermError};
 use crate::source::lease::{Lease, Member, QuarantineChanges};
 use crate::source::quarantine::{Decision, Kept, Parked, Quarantine};
 use crate::source::retention::{keep_removing, removed_to};
@@ -89,7 +89,7 @@ enum Verdict {
 
 /// One term as leader.
 pub(crate) struct Term<'a> {
-    relay: &'a Relay,
+    context: &'a Context,
     memory: &'a mut Memory,
     source: Source,
     publisher: Publisher,
@@ -127,7 +127,7 @@ pub(crate) struct Term<'a> {
 
 impl<'a> Term<'a> {
     pub(crate) fn new(
-        relay: &'a Relay,
+        context: &'a Context,
         source: Source,
         publisher: Publisher,
         lease: Lease,
@@ -135,7 +135,7 @@ impl<'a> Term<'a> {
     ) -> Self {
         let now = Instant::now();
         Self {
-            relay,
+            context,
             memory,
             source,
             publisher,
@@ -150,7 +150,7 @@ impl<'a> Term<'a> {
             retried: VecDeque::new(),
             unsaved: false,
             // Due at once: a relay that crashes again and again must come forward all the same.
-            saved: now.checked_sub(relay.config.save_interval).unwrap_or(now),
+            saved: now.checked_sub(context.config.save_interval).unwrap_or(now),
             moved: now,
             fetch_rows: FIRST_FETCH,
             holes_since: None,
@@ -164,8 +164,8 @@ impl<'a> Term<'a> {
             figures: Figures::default(),
             figures_saved: None,
             _removal: AbortOnDropHandle::new(tokio::spawn(keep_removing(
-                relay.name.clone(),
-                relay.config.clone(),
+                context.name.clone(),
+                context.config.clone(),
             ))),
         }
     }
@@ -173,16 +173,16 @@ impl<'a> Term<'a> {
     pub(crate) async fn run(&mut self, shutdown: &CancellationToken) -> Result<Ended, TermError> {
         self.load_quarantine().await?;
         let loose =
-            check::loose_grants(&self.source.db, &self.source.table, &self.relay.config.layout).await?;
+            check::loose_grants(&self.source.db, &self.source.table, &self.context.config.layout).await?;
         if !loose.is_empty() {
             tracing::warn!(
-                outbox = self.relay.name,
+                outbox = self.context.name,
                 grants = loose.join("; "),
                 "others than the table's owner may do what breaks the outbox's promises: outbox-relay init --writer-role \
                  grants what a writer needs"
             );
         }
-        let config = &self.relay.config;
+        let config = &self.context.config;
         let mut pause = config.poll_min;
         let mut is_shown = false;
         while !shutdown.is_cancelled() {
@@ -191,7 +191,7 @@ impl<'a> Term<'a> {
             // Not before: through an outage one term follows the other, and none of them is ready.
             if !is_shown {
                 is_shown = true;
-                self.relay.status.set(Role::Leading);
+                self.context.status.set(Role::Leading);
             }
             self.work_off(shutdown).await?;
             self.inspect(full.is_none()).await?;
@@ -234,7 +234,7 @@ impl<'a> Term<'a> {
         self.advance_fence().await?;
         let passed = self.tracker.fence_is_passed();
         let began = Instant::now();
-        let config = &self.relay.config;
+        let config = &self.context.config;
         let Batch {
             rows,
             bytes,
@@ -249,7 +249,7 @@ impl<'a> Term<'a> {
                 config.fetch_bytes,
             )
             .await?;
-        self.relay.metrics.fetch.observe(began.elapsed().as_secs_f64());
+        self.context.metrics.fetch.observe(began.elapsed().as_secs_f64());
         if !rows.is_empty() && log_end.safe < log_end.inserted {
             self.until_safe(log_end.inserted).await?;
         }
@@ -258,7 +258,7 @@ impl<'a> Term<'a> {
         } else if read.full && bytes <= config.fetch_bytes / 2 {
             self.fetch_rows = (self.fetch_rows * 2).min(config.fetch_rows.into());
         }
-        self.relay.status.progressed(self.moved.elapsed());
+        self.context.status.progressed(self.moved.elapsed());
         if !rows.is_empty() {
             pass(failpoints::AFTER_FETCH);
         }
@@ -281,15 +281,18 @@ impl<'a> Term<'a> {
             self.unsaved |= dead > 0;
             if let Some(since) = self.fence_since.take_if(|_| !self.tracker.fence_is_passed()) {
                 let waited = since.elapsed().as_secs_f64();
-                self.relay.metrics.fence_wait.observe(waited);
+                self.context.metrics.fence_wait.observe(waited);
                 pass(failpoints::FENCE_PASSED);
             }
         }
         if fresh == 0 {
             return Ok(None);
         }
-        self.relay.metrics.produce.observe(began.elapsed().as_secs_f64());
-        self.relay.metrics.batch.observe(f64::from(fresh));
+        self.context
+            .metrics
+            .produce
+            .observe(began.elapsed().as_secs_f64());
+        self.context.metrics.batch.observe(f64::from(fresh));
         Ok(Some(read.full))
     }
 
@@ -300,7 +303,7 @@ impl<'a> Term<'a> {
         passed: bool,
         shutdown: &CancellationToken,
     ) -> Result<bool, TermError> {
-        let mut record = Record::from_row(row, &self.relay.rendering);
+        let mut record = Record::from_row(row, &self.context.rendering);
         let entity = entity_of(row);
         if self.is_frozen(entity) {
             self.tracker.observe(record.id);
@@ -327,7 +330,7 @@ impl<'a> Term<'a> {
                     });
                 }
                 tracing::error!(
-                    outbox = self.relay.name,
+                    outbox = self.context.name,
                     outbox.id = record.id,
                     problem,
                     "an entity is frozen: its rows wait in quarantine, the others flow"
@@ -354,7 +357,7 @@ impl<'a> Term<'a> {
         if let Some((cause, problem)) = self.refusal(record).await? {
             return Ok(Verdict::Freeze(cause, problem));
         }
-        let checked = self.relay.config.versions == VersionRule::Contiguous;
+        let checked = self.context.config.versions == VersionRule::Contiguous;
         let Some(version) = record.version.filter(|_| checked) else {
             return Ok(Verdict::Publish);
         };
@@ -387,7 +390,7 @@ impl<'a> Term<'a> {
         if let Some(problem) = &record.problem {
             return Ok(Some((Cause::Record, problem.clone())));
         }
-        let limit = self.relay.max_record_bytes;
+        let limit = self.context.max_record_bytes;
         if record.bytes > limit {
             let problem = format!(
                 "its record has {} bytes, and message.max.bytes is {limit}",
@@ -444,7 +447,7 @@ impl<'a> Term<'a> {
         self.unsaved = true;
         pass(failpoints::PARKED);
         if self.changes.parked.len() >= PARKED_ROWS || self.parked_bytes >= PARKED_BYTES {
-            self.save(self.relay.config.lease_ttl).await?;
+            self.save(self.context.config.lease_ttl).await?;
         }
         Ok(())
     }
@@ -501,7 +504,7 @@ impl<'a> Term<'a> {
         kept: Option<KeptAs>,
         shutdown: &CancellationToken,
     ) -> Result<bool, TermError> {
-        let span = self.relay.traced.then(|| send_span(record));
+        let span = self.context.traced.then(|| send_span(record));
         loop {
             self.keep_lease().await?;
             if self.publisher.send(record)? {
@@ -546,7 +549,7 @@ impl<'a> Term<'a> {
             {
                 self.fence_told = Some(Instant::now());
                 tracing::warn!(
-                    outbox = self.relay.name,
+                    outbox = self.context.name,
                     transactions = writers.iter().map(String::as_str).collect::<Vec<_>>().join(" "),
                     seconds = since.elapsed().as_secs(),
                     "a transaction that wrote to the outbox stays open (virtualtransaction of pg_locks; -1/N is a prepared \
@@ -565,7 +568,7 @@ impl<'a> Term<'a> {
 
     /// Collects acknowledgements, notices a stall, keeps the lease, saves.
     async fn tick(&mut self) -> Result<(), TermError> {
-        let metrics = &self.relay.metrics;
+        let metrics = &self.context.metrics;
         let mut deliveries = self.publisher.collect();
         if !deliveries.acknowledged.is_empty() {
             let now = Instant::now();
@@ -613,22 +616,23 @@ impl<'a> Term<'a> {
             .set(i64::try_from(self.in_flight.len()).unwrap_or(i64::MAX));
         if self.in_flight.is_empty() {
             self.moved = Instant::now();
-        } else if self.moved.elapsed() > self.relay.config.delivery_timeout {
-            return Err(PublishError::Stalled(self.relay.config.delivery_timeout).into());
+        } else if self.moved.elapsed() > self.context.config.delivery_timeout {
+            return Err(PublishError::Stalled(self.context.config.delivery_timeout).into());
         }
-        if self.unsaved && self.saved.elapsed() >= self.relay.config.save_interval {
-            self.save(self.relay.config.lease_ttl).await?;
+        if self.unsaved && self.saved.elapsed() >= self.context.config.save_interval {
+            self.save(self.context.config.lease_ttl).await?;
         }
         self.keep_lease().await
     }
 
     /// Renews the lease once a third of it has gone, and refuses to go on when too little of it is left.
     async fn keep_lease(&mut self) -> Result<(), TermError> {
-        let ttl = self.relay.config.lease_ttl;
+        let ttl = self.context.config.lease_ttl;
         let left = self.lease.expires.saturating_duration_since(Instant::now());
         if left < ttl - ttl / 3 {
             self.save(ttl).await?;
-            if self.lease.expires.saturating_duration_since(Instant::now()) < self.relay.config.lease_margin()
+            if self.lease.expires.saturating_duration_since(Instant::now())
+                < self.context.config.lease_margin()
             {
                 return Err(SourceError::LeaseLost.into());
             }
@@ -662,7 +666,7 @@ impl<'a> Term<'a> {
         self.parked_bytes = 0;
         self.saved = Instant::now();
         self.unsaved = false;
-        let metrics = &self.relay.metrics;
+        let metrics = &self.context.metrics;
         metrics.lease_remaining.set(ttl.as_secs_f64());
         metrics.floor_lag.set(self.tracker.head() - self.tracker.floor());
         Ok(())
@@ -672,15 +676,15 @@ impl<'a> Term<'a> {
     /// disk, and may be gone after a crash. A commit of our own takes all that is before it to the disk.
     async fn until_safe(&mut self, position: i64) -> Result<(), TermError> {
         let began = Instant::now();
-        let limit = self.relay.config.statement_timeout();
-        let mut forced = self.relay.config.durability != Durability::Flushed;
+        let limit = self.context.config.statement_timeout();
+        let mut forced = self.context.config.durability != Durability::Flushed;
         while !self.source.is_safe(position).await? {
             if began.elapsed() > limit {
                 return Err(SourceError::NotDurable(limit).into());
             }
             if !forced && began.elapsed() > FLUSH_PATIENCE {
                 forced = true;
-                self.save(self.relay.config.lease_ttl).await?;
+                self.save(self.context.config.lease_ttl).await?;
             }
             self.tick().await?;
             tokio::time::sleep(COLLECT / 4).await;
@@ -716,12 +720,12 @@ impl<'a> Term<'a> {
         };
         // What waits to be saved belongs behind what is kept, and what is published no longer does.
         if !self.changes.is_empty() {
-            self.save(self.relay.config.lease_ttl).await?;
+            self.save(self.context.config.lease_ttl).await?;
         }
-        let by_version = self.relay.config.versions == VersionRule::Contiguous;
+        let by_version = self.context.config.versions == VersionRule::Contiguous;
         let kept = self.source.kept(&entity, by_version, KEPT_ROWS).await?;
         if kept.is_empty() {
-            tracing::info!(outbox = self.relay.name, "an entity is out of quarantine");
+            tracing::info!(outbox = self.context.name, "an entity is out of quarantine");
             if let Some(keys) = self.frozen.get_mut(&entity.0) {
                 keys.remove(&entity.1);
             }
@@ -771,7 +775,7 @@ impl<'a> Term<'a> {
         if let Some((_, problem)) = self.refusal(&record).await? {
             if skip.is_some() {
                 tracing::warn!(
-                    outbox = self.relay.name,
+                    outbox = self.context.name,
                     outbox.id = row.id,
                     problem,
                     "a row is skipped without a marker: there is no topic to put it into"
@@ -817,13 +821,13 @@ impl<'a> Term<'a> {
             Some(0.0)
         } else {
             self.source
-                .oldest_above(self.tracker.first_open() - 1, &self.relay.config.layout)
+                .oldest_above(self.tracker.first_open() - 1, &self.context.config.layout)
                 .await?
         };
         let quarantine = Quarantine {
             db: &self.source.db,
             table: &self.source.table,
-            name: &self.relay.name,
+            name: &self.context.name,
             by_version: false,
         };
         let (keys, rows) = if self.frozen.is_empty() && self.figures.quarantined_keys == 0 {
@@ -840,16 +844,16 @@ impl<'a> Term<'a> {
         }
         if self
             .joined
-            .is_none_or(|at| at.elapsed() >= self.relay.config.heartbeat())
+            .is_none_or(|at| at.elapsed() >= self.context.config.heartbeat())
         {
             self.joined = Some(Instant::now());
-            let leads = self.relay.leadership.leads();
+            let leads = self.context.leadership.leads();
             self.members = self
                 .source
-                .join(&self.relay.owner, leads, self.relay.config.lease_ttl)
+                .join(&self.context.owner, leads, self.context.config.lease_ttl)
                 .await?;
         }
-        let metrics = &self.relay.metrics;
+        let metrics = &self.context.metrics;
         metrics.backlog.set(backlog);
         metrics.oldest_age.set(age.unwrap_or_default());
         metrics.quarantined_keys.set(keys);
@@ -869,7 +873,7 @@ impl<'a> Term<'a> {
             quarantined_rows: rows,
         };
         let lead = Lead {
-            leader: Some(self.relay.owner.clone()),
+            leader: Some(self.context.owner.clone()),
             epoch: Some(self.lease.epoch),
             lease_seconds: Some(
                 self.lease
@@ -882,17 +886,17 @@ impl<'a> Term<'a> {
             removed_to: Some(removed_to(&self.source.db, &self.source.table).await?),
             seen_seconds: Some(0.0),
         };
-        self.relay.status.show(lead, Some(self.figures.clone()));
+        self.context.status.show(lead, Some(self.figures.clone()));
         Ok(())
     }
 
     /// Whether another replica is to lead from now on: because somebody asked, or because it leads fewer outboxes.
     async fn hands_over(&mut self) -> Result<bool, TermError> {
-        let me = &self.relay.owner;
+        let me = &self.context.owner;
         let next = match self.wanted.take() {
             Some(wanted) => {
                 // Who asks may know of one that came since they were listed.
-                self.members = self.source.members(self.relay.config.lease_ttl).await?;
+                self.members = self.source.members(self.context.config.lease_ttl).await?;
                 let named = self
                     .members
                     .iter()
@@ -903,7 +907,7 @@ impl<'a> Term<'a> {
                 };
                 let Some(next) = next else {
                     tracing::warn!(
-                        outbox = self.relay.name,
+                        outbox = self.context.name,
                         wanted,
                         "not handed over: there is no such other replica"
                     );
@@ -913,9 +917,9 @@ impl<'a> Term<'a> {
                 next.instance.clone()
             }
             None => {
-                let heartbeat = self.relay.config.heartbeat();
+                let heartbeat = self.context.config.heartbeat();
                 match self
-                    .relay
+                    .context
                     .leadership
                     .who_should_lead(me, &self.members, heartbeat)
                 {
@@ -924,7 +928,7 @@ impl<'a> Term<'a> {
                 }
             }
         };
-        tracing::info!(outbox = self.relay.name, to = next, "handing over");
+        tracing::info!(outbox = self.context.name, to = next, "handing over");
         self.source.want(&self.lease, Some(&next)).await?;
         Ok(true)
     }
@@ -943,7 +947,7 @@ impl<'a> Term<'a> {
         };
         let saved = match source_failed {
             true => false,
-            false => match self.save(self.relay.config.lease_ttl).await {
+            false => match self.save(self.context.config.lease_ttl).await {
                 Ok(()) => true,
                 Err(TermError::Source(error)) => {
                     unsaved(&error);
@@ -953,7 +957,7 @@ impl<'a> Term<'a> {
             },
         };
         let Self {
-            relay,
+            context,
             source,
             publisher,
             tracker,
@@ -972,21 +976,21 @@ impl<'a> Term<'a> {
                 unsaved(&error);
             }
             if matches!(ended, Ok(Ended::Shutdown))
-                && let Err(error) = source.leave(&relay.owner).await
+                && let Err(error) = source.leave(&context.owner).await
             {
-                tracing::debug!(outbox = relay.name, error = %telemetry::chain(&error), "left without a word");
+                tracing::debug!(outbox = context.name, error = %telemetry::chain(&error), "left without a word");
             }
         }
         ended
     }
 
     async fn drain(&mut self) {
-        let deadline = Instant::now() + DRAIN.min(self.relay.config.lease_ttl);
+        let deadline = Instant::now() + DRAIN.min(self.context.config.lease_ttl);
         while !self.in_flight.is_empty() && Instant::now() < deadline {
             tokio::time::sleep(COLLECT).await;
             if let Err(error) = self.tick().await {
                 tracing::warn!(
-                    outbox = self.relay.name,
+                    outbox = self.context.name,
                     error = %telemetry::chain(&error),
                     "records in flight were not acknowledged at the end of a term: they will be published again"
                 );

@@ -12,8 +12,9 @@ use crate::config::Config;
 use crate::database::{Database, Param};
 use crate::publisher::{Publisher, TopicState};
 use crate::record::{Record, id_of, select_list};
-use crate::schema::{QUARANTINE, RELAY, identifier};
+use crate::schema::{QUARANTINE, RELAY};
 use crate::source::check;
+use crate::sql::identifier;
 
 const FETCH_ROWS: i64 = 1_000;
 const FETCH_BYTES: usize = 8 << 20;

@@ -12,9 +12,10 @@ use crate::config::{Config, Outbox, Versions};
 use crate::database::Database;
 use crate::protocol::RangeSet;
 use crate::record::{Record, Rendering, id_of, select_list};
-use crate::schema::{QUARANTINE, RELAY, identifier};
+use crate::schema::{QUARANTINE, RELAY};
 use crate::source::check;
 use crate::source::retention::numbered_to;
+use crate::sql::identifier;
 
 const FETCH_ROWS: i64 = 5_000;
 const FETCH_BYTES: usize = 8 << 20;

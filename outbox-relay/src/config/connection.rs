@@ -5,8 +5,6 @@ use std::path::PathBuf;
 use secrecy::{ExposeSecret as _, SecretString};
 use service::config::{Reader, Reported};
 
-use crate::database::{DatabaseError, TlsFiles};
-
 /// The database of one outbox.
 #[derive(Debug, Clone)]
 pub struct Connection {
@@ -14,6 +12,14 @@ pub struct Connection {
     pub pooling: Pooling,
     /// TLS, with these to check the server by. `None`: no TLS.
     pub tls_files: Option<TlsFiles>,
+}
+
+/// Certificates to know the server by, and to be known by.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    pub ca: PathBuf,
+    /// Certificate chain and private key, both PEM.
+    pub client: Option<(PathBuf, PathBuf)>,
 }
 
 /// What is between the relay and the server.
@@ -48,14 +54,8 @@ impl Connection {
         }
     }
 
-    pub(crate) fn config(&self) -> Result<tokio_postgres::Config, DatabaseError> {
-        self.url
-            .expose_secret()
-            .parse()
-            .map_err(|source| DatabaseError::Unavailable {
-                doing: "read database_url",
-                source,
-            })
+    pub(crate) fn config(&self) -> Result<tokio_postgres::Config, tokio_postgres::Error> {
+        self.url.expose_secret().parse()
     }
 
     pub(super) fn read(reader: &mut Reader, section: &str) -> Result<Self, Reported> {

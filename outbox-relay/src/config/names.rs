@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::schema::identifier;
+use crate::sql::identifier;
 
 /// A table with its schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
