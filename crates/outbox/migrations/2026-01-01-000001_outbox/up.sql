@@ -77,7 +77,9 @@ CREATE TABLE IF NOT EXISTS public.outbox_relay_floors (
 -- How far rows were removed, per table: a lowest id would have to be searched for among dead rows.
 CREATE TABLE IF NOT EXISTS public.outbox_relay_removed (
     outbox text PRIMARY KEY,
-    removed_to bigint NOT NULL DEFAULT 0
+    removed_to bigint NOT NULL DEFAULT 0,
+    -- Ids up to here were given when the column was added, and say nothing of the order in which rows were written.
+    numbered_to bigint NOT NULL DEFAULT 0
 );
 
 -- Records that Kafka does not take, and those behind them of the same key. They are kept as they would be published, so
