@@ -226,6 +226,26 @@ impl<'a> Term<'a> {
                 self.source.refused_again(&entity, id, &problem).await?;
             }
         }
+        self.notice_decisions().await
+    }
+
+    /// Learns which keys are to be published after all.
+    async fn notice_decisions(&mut self) -> Result<(), TermError> {
+        if self.frozen.is_empty() {
+            return Ok(());
+        }
+        for entity in self.source.decided(DECIDED_KEYS).await? {
+            if self.retried.contains(&entity) {
+                continue;
+            }
+            // Rows that came since the decision go too: were they all that is left when this relay stops, nobody would
+            // go on with them.
+            if !self.changes.is_empty() {
+                self.save(self.relay.config.lease_ttl).await?;
+            }
+            self.source.retry_rows_behind(&entity).await?;
+            self.retried.push_back(entity);
+        }
         Ok(())
     }
 
@@ -835,13 +855,7 @@ impl<'a> Term<'a> {
         } else {
             quarantine.counts().await?
         };
-        if !self.frozen.is_empty() {
-            for entity in self.source.decided(DECIDED_KEYS).await? {
-                if !self.retried.contains(&entity) {
-                    self.retried.push_back(entity);
-                }
-            }
-        }
+        self.notice_decisions().await?;
         if self
             .joined
             .is_none_or(|at| at.elapsed() >= self.context.config.heartbeat())

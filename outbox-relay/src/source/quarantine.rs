@@ -212,6 +212,21 @@ impl Source {
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
+    /// Rows of a key that is being retried are part of that.
+    pub(crate) async fn retry_rows_behind(&self, entity: &(String, String)) -> Result<(), SourceError> {
+        let text = format!(
+            "UPDATE {} SET state = 'retry' WHERE name = $1 AND aggregate_type = $2 AND key = $3 AND state = 'frozen'",
+            self.table.sibling(QUARANTINE)
+        );
+        let params = [
+            (&self.name as _, Type::TEXT),
+            (&entity.0 as _, Type::TEXT),
+            (&entity.1 as _, Type::TEXT),
+        ];
+        self.db.execute("retry what is behind", &text, &params).await?;
+        Ok(())
+    }
+
     /// The first records of a key, in the order in which they must be published.
     pub(crate) async fn kept(
         &self,
