@@ -241,7 +241,7 @@ impl<'a> Term<'a> {
             // Rows that came since the decision go too: were they all that is left when this relay stops, nobody would
             // go on with them.
             if !self.changes.is_empty() {
-                self.save(self.relay.config.lease_ttl).await?;
+                self.save(self.context.config.lease_ttl).await?;
             }
             self.source.retry_rows_behind(&entity).await?;
             self.retried.push_back(entity);
