@@ -50,6 +50,24 @@ pub(crate) struct OutboxMetrics {
     pub(crate) lease_remaining: Gauge,
 }
 
+impl OutboxMetrics {
+    /// What only a leader knows is somebody else's to tell from now on.
+    pub(crate) fn lead_no_more(&self) {
+        for gauge in [
+            &self.leader,
+            &self.in_flight,
+            &self.backlog,
+            &self.floor_lag,
+            &self.quarantined_keys,
+            &self.quarantined_rows,
+        ] {
+            gauge.set(0);
+        }
+        self.oldest_age.set(0.0);
+        self.lease_remaining.set(0.0);
+    }
+}
+
 const LABEL: [&str; 1] = ["outbox"];
 
 /// From a quarter of a millisecond to about two minutes.

@@ -38,9 +38,7 @@ pub(crate) async fn run(context: Context, shutdown: CancellationToken) -> Result
     loop {
         let began = Instant::now();
         let ended = lead(&context, &mut memory, &shutdown).await;
-        context.metrics.leader.set(0);
-        context.metrics.in_flight.set(0);
-        context.metrics.lease_remaining.set(0.0);
+        context.metrics.lead_no_more();
         let error = match ended {
             Ok(Ended::Shutdown) => return Ok(()),
             Ok(Ended::HandedOver) => continue,

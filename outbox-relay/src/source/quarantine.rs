@@ -5,6 +5,9 @@ use crate::database::Param;
 use crate::record::{HeaderPair, Record};
 use crate::schema::QUARANTINE;
 
+/// Payloads of records of the quarantine that are read at once, give or take one.
+const KEPT_BYTES: i64 = 4 << 20;
+
 /// A record on its way into the quarantine.
 #[derive(Debug, Clone)]
 pub(crate) struct Parked {
@@ -234,17 +237,23 @@ impl Source {
         by_version: bool,
         limit: i64,
     ) -> Result<Vec<Kept>, SourceError> {
+        // As many as fit, and one at least.
         let text = format!(
-            "SELECT id, topic, version, headers, payload, state, reason FROM {}
-              WHERE name = $1 AND aggregate_type = $2 AND key = $3 AND state <> 'skipped' ORDER BY {} LIMIT $4",
-            self.table.sibling(QUARANTINE),
-            order(by_version)
+            "SELECT id, topic, version, headers, payload, state, reason
+               FROM (SELECT f.*, sum(octet_length(payload)) OVER (ORDER BY {order}) - octet_length(payload) AS bytes_before
+                       FROM (SELECT * FROM {table}
+                              WHERE name = $1 AND aggregate_type = $2 AND key = $3 AND state <> 'skipped'
+                              ORDER BY {order} LIMIT $4) f) k
+              WHERE coalesce(bytes_before, 0) < $5 ORDER BY {order}",
+            table = self.table.sibling(QUARANTINE),
+            order = order(by_version)
         );
         let params = [
             (&self.name as _, Type::TEXT),
             (&entity.0 as _, Type::TEXT),
             (&entity.1 as _, Type::TEXT),
             (&limit as _, Type::INT8),
+            (&KEPT_BYTES as _, Type::INT8),
         ];
         let rows = self.db.query("read the quarantine", &text, &params).await?;
         Ok(rows.iter().map(kept).collect())
