@@ -91,6 +91,9 @@ impl Source {
         let limit = config.statement_timeout();
         let db = Database::connect(&config.connection, &format!("outbox-relay {name}"), limit).await?;
         let checked = check::check(&db, &config.table, &config.layout).await?;
+        if config.durability == Durability::Replicated {
+            check::sees_standbys(&db).await?;
+        }
         let columns = select_list(&config.layout, &checked.types);
         let id = crate::sql::identifier(&config.layout.columns.id);
         let read = db

@@ -192,6 +192,22 @@ pub(crate) async fn check(db: &Database, table: &TableName, layout: &Layout) -> 
     })
 }
 
+/// Whether the role can see how far standbys are, which others' rows of a view tell.
+///
+/// # Errors
+/// [`SourceError::Unfit`] when it cannot: everything would wait for standbys that it does not see.
+pub(crate) async fn sees_standbys(db: &Database) -> Result<(), SourceError> {
+    let asked = "SELECT pg_has_role('pg_read_all_stats', 'USAGE'), current_user::text";
+    let row = db.query_one("ask for the role's rights", asked, &[]).await?;
+    if row.get(0) {
+        return Ok(());
+    }
+    let role = crate::sql::identifier(row.get(1));
+    Err(SourceError::Unfit(format!(
+        "durability = \"replicated\" needs a role that sees the standbys: GRANT pg_monitor TO {role}"
+    )))
+}
+
 fn lacks(privilege: &str) -> String {
     format!("the relay's role lacks {privilege}: outbox-relay init --relay-role grants all that it needs")
 }

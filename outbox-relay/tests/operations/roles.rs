@@ -200,6 +200,12 @@ async fn relay_and_writer_can_do_what_they_need_and_no_more() {
             .await
             .expect("granted");
     }
+    let replicated = format!("{as_relay}durability = \"replicated\"\n");
+    let problem = RunningRelay::start(&replicated).await.failure().await;
+    assert!(
+        problem.contains(&format!("GRANT pg_monitor TO \"{role}\"")),
+        "{problem}"
+    );
     drop((client, writer));
     for role in [relay_role, writer_role] {
         owner
