@@ -122,7 +122,6 @@ pub(crate) async fn removed_to(db: &Database, table: &TableName) -> Result<i64, 
 /// Up to which id rows were numbered when the column was added: as they lie in the table, not as they were written. 0
 /// where the table always had its ids.
 pub(crate) async fn numbered_to(db: &Database, table: &TableName) -> Result<i64, SourceError> {
-    // Only tables that were adopted have the column.
     let text = format!(
         "SELECT coalesce((SELECT r.numbered_to FROM {} r WHERE r.outbox = $1), 0)",
         table.sibling(REMOVED)
