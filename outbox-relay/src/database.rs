@@ -1,19 +1,26 @@
 //! A connection to PostgreSQL as the relay needs it: TLS, a bound on every statement, and the same settings whether there
 //! is a session of our own or a pooler that hands every transaction to another server connection.
 
+use std::future::poll_fn;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{StreamExt as _, pin_mut};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, NoTls, Row, RowStream, SimpleQueryMessage, Statement};
+use tokio_postgres::{
+    AsyncMessage, Client, Connection, CopyOutStream, NoTls, Row, RowStream, SimpleQueryMessage, Statement,
+};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::config::{Connection, Pooling, TlsFiles};
+use crate::config::{Connection as Target, Pooling, TlsFiles};
+use crate::sql::identifier;
 
 /// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +54,7 @@ pub(crate) struct Prepared {
 
 pub(crate) struct Database {
     client: Client,
-    _connection: AbortOnDropHandle<()>,
+    connection: Served,
     limit: Duration,
     /// What every transaction begins with, behind a pooler.
     begin: Option<String>,
@@ -78,11 +85,11 @@ impl Database {
     /// # Errors
     /// When the server cannot be reached, or TLS cannot be set up.
     pub(crate) async fn connect(
-        connection: &Connection,
+        target: &Target,
         application: &str,
         limit: Duration,
     ) -> Result<Self, DatabaseError> {
-        let mut config = connection.config().map_err(|source| DatabaseError::Unavailable {
+        let mut config = target.config().map_err(|source| DatabaseError::Unavailable {
             doing: "read database_url",
             source,
         })?;
@@ -91,11 +98,11 @@ impl Database {
             .connect_timeout(limit)
             .tcp_user_timeout(limit.max(Duration::from_secs(5)))
             .keepalives_idle(KEEPALIVE);
-        let tls = connection.tls_files.as_ref().map(tls).transpose()?;
+        let tls = target.tls_files.as_ref().map(tls).transpose()?;
         if tls.is_some() {
             config.ssl_mode(SslMode::Require);
         }
-        let ((client, task), host) = open_any(&config, tls.as_ref(), limit).await?;
+        let ((client, connection), host) = open_any(&config, tls.as_ref(), limit).await?;
         let settings = |keyword: &str| {
             let mut text = format!("{keyword} statement_timeout = {};", limit.as_millis());
             for (name, value) in SETTINGS {
@@ -103,7 +110,7 @@ impl Database {
             }
             text
         };
-        let begin = match connection.pooling {
+        let begin = match target.pooling {
             Pooling::Session => {
                 // First: what is set would stay behind with a server connection that others use.
                 refuse_shared(&client, &host, tls.as_ref(), limit).await?;
@@ -123,7 +130,7 @@ impl Database {
         };
         Ok(Self {
             client,
-            _connection: task,
+            connection,
             limit,
             begin,
         })
@@ -203,6 +210,72 @@ impl Database {
         within(self.limit, doing, rows).await
     }
 
+    /// The rows of a statement that has no parameters, as [`Self::rows`] gives them.
+    pub(crate) async fn rows_of(
+        &self,
+        doing: &'static str,
+        text: &str,
+        max_bytes: usize,
+    ) -> Result<(Vec<Row>, usize), DatabaseError> {
+        let rows = self.in_transaction(async {
+            let rows = self.client.query_typed_raw(text, copied(&[])).await?;
+            collect(rows, max_bytes).await
+        });
+        within(self.limit, doing, rows).await
+    }
+
+    /// Begins a COPY to us; what is asked for after that is answered behind it. Not behind a pooler, where there is no place
+    /// for its statement.
+    pub(crate) async fn copy_out(
+        &self,
+        doing: &'static str,
+        text: &str,
+    ) -> Result<CopyOutStream, DatabaseError> {
+        within(self.limit, doing, self.client.copy_out(text)).await
+    }
+
+    /// The messages of a COPY until they have more than `max_bytes`, and their size.
+    pub(crate) async fn messages(
+        &self,
+        doing: &'static str,
+        stream: CopyOutStream,
+        max_bytes: usize,
+    ) -> Result<(Vec<Bytes>, usize), DatabaseError> {
+        let messages = async {
+            pin_mut!(stream);
+            let (mut taken, mut bytes) = (Vec::new(), 0);
+            while let Some(message) = stream.next().await {
+                let message = message?;
+                bytes += message.len();
+                taken.push(message);
+                if bytes > max_bytes {
+                    break;
+                }
+            }
+            Ok((taken, bytes))
+        };
+        within(self.limit, doing, messages).await
+    }
+
+    /// From now on [`Self::notified`] sees what is sent to this channel. Not behind a pooler, where nobody would.
+    pub(crate) async fn listen(&self, channel: &str) -> Result<(), DatabaseError> {
+        if self.is_pooled() {
+            return Ok(());
+        }
+        let text = format!("LISTEN {}", identifier(channel));
+        within(self.limit, "listen", self.client.batch_execute(&text)).await
+    }
+
+    /// Waits for a notification; one that came since it was last waited for counts.
+    pub(crate) async fn notified(&self) {
+        self.connection.notified.notified().await;
+    }
+
+    /// Whether transactions may go to another server connection each.
+    pub(crate) fn is_pooled(&self) -> bool {
+        self.begin.is_some()
+    }
+
     /// The first row of a prepared statement.
     pub(crate) async fn first(
         &self,
@@ -251,7 +324,35 @@ impl Database {
     }
 }
 
-type Opened = (Client, AbortOnDropHandle<()>);
+/// The task that serves a connection. It ends with the client; its error reaches us through the statement that it broke.
+struct Served {
+    notified: Arc<Notify>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Served {
+    fn new<S, T>(mut connection: Connection<S, T>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let notified = Arc::new(Notify::new());
+        let notify = Arc::clone(&notified);
+        let task = tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+                if matches!(message, AsyncMessage::Notification(_)) {
+                    notify.notify_one();
+                }
+            }
+        });
+        Self {
+            notified,
+            _task: AbortOnDropHandle::new(task),
+        }
+    }
+}
+
+type Opened = (Client, Served);
 type Configured = tokio_postgres::Config;
 
 /// Tries one host after the other. Each has `limit` for itself: one that takes connections and says nothing must not keep
@@ -278,21 +379,14 @@ async fn open(
     tls: Option<&MakeRustlsConnect>,
     limit: Duration,
 ) -> Result<Opened, DatabaseError> {
-    // The task ends with the client; its error reaches us through the statement that it broke.
     Ok(match tls {
         Some(tls) => {
-            let (client, task) = within(limit, CONNECT, config.connect(tls.clone())).await?;
-            (
-                client,
-                AbortOnDropHandle::new(tokio::spawn(async move { drop(task.await) })),
-            )
+            let (client, connection) = within(limit, CONNECT, config.connect(tls.clone())).await?;
+            (client, Served::new(connection))
         }
         None => {
-            let (client, task) = within(limit, CONNECT, config.connect(NoTls)).await?;
-            (
-                client,
-                AbortOnDropHandle::new(tokio::spawn(async move { drop(task.await) })),
-            )
+            let (client, connection) = within(limit, CONNECT, config.connect(NoTls)).await?;
+            (client, Served::new(connection))
         }
     })
 }

@@ -1,6 +1,6 @@
 //! Rate and latency of what a leader publishes.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Latencies of one measurement that are kept: of more, the first ones.
 const SAMPLES: usize = 10_000;
@@ -11,7 +11,8 @@ pub(crate) struct Meter {
     total: u64,
     /// When it was measured last, and the total then.
     since: (Instant, u64),
-    latencies: Vec<Duration>,
+    /// Seconds.
+    latencies: Vec<f64>,
 }
 
 /// What happened since the last measurement.
@@ -40,7 +41,8 @@ impl Meter {
         self.total += count;
     }
 
-    pub(crate) fn took(&mut self, latency: Duration) {
+    /// `latency` in seconds.
+    pub(crate) fn took(&mut self, latency: f64) {
         if self.latencies.len() < SAMPLES {
             self.latencies.push(latency);
         }
@@ -49,12 +51,12 @@ impl Meter {
     pub(crate) fn measure(&mut self) -> Measured {
         let (since, before) = std::mem::replace(&mut self.since, (Instant::now(), self.total));
         let seconds = since.elapsed().as_secs_f64().max(f64::EPSILON);
-        self.latencies.sort_unstable();
+        self.latencies.sort_unstable_by(f64::total_cmp);
         let at = |share: f64| {
             let last = self.latencies.len().checked_sub(1)?;
             // Within the bounds for shares up to one.
             let position = (last as f64 * share).round() as usize;
-            Some(self.latencies[position].as_secs_f64())
+            Some(self.latencies[position])
         };
         let measured = Measured {
             total: self.total,
@@ -77,7 +79,7 @@ mod tests {
         assert_eq!(meter.measure().p50, None);
         meter.published(3);
         for n in 1..=101 {
-            meter.took(Duration::from_secs(n));
+            meter.took(f64::from(n));
         }
         let measured = meter.measure();
         assert_eq!((measured.p50, measured.p99), (Some(51.0), Some(100.0)));

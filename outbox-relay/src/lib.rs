@@ -31,10 +31,12 @@ mod metrics;
 mod publisher;
 mod record;
 mod relay;
+mod row;
 mod source;
 mod sql;
 mod status;
 mod term;
+mod time;
 
 pub use config::Config;
 

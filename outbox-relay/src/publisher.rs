@@ -1,9 +1,9 @@
 //! The Kafka side: an idempotent producer that is thrown away at the first error.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ahash::HashSet;
 use rdkafka::client::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -42,19 +42,20 @@ pub(crate) enum PublishError {
 /// What was acknowledged or refused since it was last asked.
 #[derive(Debug, Default)]
 pub(crate) struct Deliveries {
-    pub(crate) acknowledged: Vec<i64>,
-    failed: Vec<(i64, KafkaError)>,
+    /// The tokens of the records.
+    pub(crate) acknowledged: Vec<usize>,
+    failed: Vec<(usize, KafkaError)>,
 }
 
 impl Deliveries {
-    /// The failure, if there was any. What was acknowledged was all the same.
-    pub(crate) fn failure(&mut self) -> Option<PublishError> {
+    /// The failure, if there was any; `id` knows a record's id by its token. What was acknowledged was all the same.
+    pub(crate) fn failure(&mut self, id: impl Fn(usize) -> i64) -> Option<PublishError> {
         let failed = std::mem::take(&mut self.failed);
         let is_refusal = |error: &KafkaError| error.rdkafka_error_code().is_some_and(is_refusal);
         let refused: Vec<i64> = failed
             .iter()
             .filter(|(_, error)| is_refusal(error))
-            .map(|(id, _)| *id)
+            .map(|(token, _)| id(*token))
             .collect();
         let refusal = failed.iter().find(|(_, error)| is_refusal(error)).cloned();
         match (refusal, failed.into_iter().next()) {
@@ -102,12 +103,11 @@ impl ClientContext for Context {
 impl ProducerContext<NoCustomPartitioner> for Context {
     type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, id: usize) {
-        let id = i64::try_from(id).unwrap_or(i64::MAX);
+    fn delivery(&self, result: &DeliveryResult<'_>, token: usize) {
         let mut deliveries = self.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
-            Ok(_) => deliveries.acknowledged.push(id),
-            Err((error, _)) => deliveries.failed.push((id, error.clone())),
+            Ok(_) => deliveries.acknowledged.push(token),
+            Err((error, _)) => deliveries.failed.push((token, error.clone())),
         }
     }
 }
@@ -140,8 +140,13 @@ impl Publisher {
             })?;
         Ok(Self {
             producer: Arc::new(producer),
-            known_topics: HashSet::new(),
+            known_topics: HashSet::default(),
         })
+    }
+
+    /// Whether this topic was there when it was last asked for.
+    pub(crate) fn knows(&self, topic: &str) -> bool {
+        self.known_topics.contains(topic)
     }
 
     /// Whether records can go to this topic. That it is there is remembered; that it is not is asked each time.
@@ -149,7 +154,7 @@ impl Publisher {
     /// # Errors
     /// [`PublishError::Transient`] when Kafka does not say.
     pub(crate) async fn topic(&mut self, name: &str) -> Result<TopicState, PublishError> {
-        if self.known_topics.contains(name) {
+        if self.knows(name) {
             return Ok(TopicState::There);
         }
         let (producer, topic) = (Arc::clone(&self.producer), name.to_owned());
@@ -198,15 +203,14 @@ impl Publisher {
         complaint.unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Hands a record over; `false` when the producer's queue is full: collect, and try again.
+    /// Hands a record over; `false` when the producer's queue is full: collect, and try again. Its deliveries have the
+    /// `token`.
     ///
     /// # Errors
     /// When the producer refuses the record.
-    pub(crate) fn send(&mut self, record: &mut Record<'_>) -> Result<bool, PublishError> {
-        // Ids start at 1; a table whose ids do not is refused at start.
-        let opaque = usize::try_from(record.id).unwrap_or_default();
+    pub(crate) fn send(&mut self, record: &mut Record<'_>, token: usize) -> Result<bool, PublishError> {
         let topic: &str = &record.topic;
-        let mut message = BaseRecord::<str, [u8], usize>::with_opaque_to(topic, opaque).key(record.key);
+        let mut message = BaseRecord::<str, [u8], usize>::with_opaque_to(topic, token).key(record.key);
         message.headers = record.headers.take();
         message.payload = record.payload;
         match self.producer.send(message) {
@@ -287,10 +291,10 @@ mod tests {
         let mut deliveries = Deliveries {
             acknowledged: vec![],
             failed: failed
-                .map(|(id, code)| (id as i64, KafkaError::MessageProduction(*code)))
+                .map(|(token, code)| (token, KafkaError::MessageProduction(*code)))
                 .collect(),
         };
-        deliveries.failure()
+        deliveries.failure(|token| token as i64)
     }
 
     #[test]

@@ -1,51 +1,38 @@
 //! A row of the outbox as a Kafka record.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-
-use chrono::{DateTime, SecondsFormat, Utc};
 use envelope::header;
 use rdkafka::message::{Header, Headers as _, OwnedHeaders};
-use tokio_postgres::Row;
-use tokio_postgres::types::{FromSql, Type};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use crate::config::{Columns, HeaderStyle, Layout, TopicTemplate};
+use crate::row::{Id, NotText, OutboxRow};
 use crate::sql::identifier;
+use crate::time::Micros;
 
 /// What Kafka adds to a record in a batch of its own, at the most: batch header, lengths, offsets, timestamps.
 const RECORD_OVERHEAD: usize = 128;
 
-/// Positions in a row that was read by [`select_list`].
-mod column {
-    pub(super) const ID: usize = 0;
-    pub(super) const EVENT_ID: usize = 1;
-    pub(super) const AGGREGATE_TYPE: usize = 2;
-    pub(super) const AGGREGATE_ID: usize = 3;
-    pub(super) const AGGREGATE_VERSION: usize = 4;
-    pub(super) const EVENT_TYPE: usize = 5;
-    pub(super) const SCHEMA_VERSION: usize = 6;
-    pub(super) const TOPIC: usize = 7;
-    pub(super) const SOURCE: usize = 8;
-    pub(super) const CONTENT_TYPE: usize = 9;
-    pub(super) const DATA_SCHEMA: usize = 10;
-    pub(super) const CORRELATION_ID: usize = 11;
-    pub(super) const CAUSATION_ID: usize = 12;
-    pub(super) const TRACEPARENT: usize = 13;
-    pub(super) const TRACESTATE: usize = 14;
-    pub(super) const METADATA: usize = 15;
-    pub(super) const OCCURRED_AT: usize = 16;
-    pub(super) const PAYLOAD: usize = 17;
-    /// Columns for headers begin here.
-    pub(super) const HEADERS: usize = 18;
+/// Positions in [`select_list`] of what may be a UUID.
+const EVENT_ID: u32 = 1;
+const CORRELATION_ID: u32 = 11;
+const CAUSATION_ID: u32 = 12;
+
+/// What is read of a row.
+#[derive(Debug, Clone)]
+pub(crate) struct Selection {
+    /// As it stands in SQL behind SELECT.
+    pub(crate) list: String,
+    /// Bit `n` is set when column `n` is a UUID.
+    pub(crate) uuids: u32,
 }
 
 /// The columns of table `t`, in the order that [`Record::from_row`] expects, under the names `c0`, `c1` …
 ///
 /// `types` are those that the table has. A type that is not the expected one is cast, and a column that there is not is
 /// NULL.
-pub(crate) fn select_list(layout: &Layout, types: &BTreeMap<String, String>) -> String {
+pub(crate) fn select_list(layout: &Layout, types: &BTreeMap<String, String>) -> Selection {
     let Columns {
         id,
         event_id,
@@ -66,6 +53,11 @@ pub(crate) fn select_list(layout: &Layout, types: &BTreeMap<String, String>) -> 
         occurred_at,
         payload,
     } = &layout.columns;
+    // What only CloudEvents have is not read for others.
+    let in_cloud_events = |name: &Option<String>| match layout.headers.style {
+        HeaderStyle::CloudEvents => name.clone(),
+        HeaderStyle::Debezium => None,
+    };
     let type_of = |name: &str| types.get(name).map_or("", String::as_str);
     let cast = |name: &Option<String>, wanted: &str| match name {
         None => format!("NULL::{wanted}"),
@@ -96,17 +88,17 @@ pub(crate) fn select_list(layout: &Layout, types: &BTreeMap<String, String>) -> 
         cast(aggregate_type, "text"),
         cast(&Some(aggregate_id.clone()), "text"),
         cast(aggregate_version, "bigint"),
-        cast(event_type, "text"),
-        cast(schema_version, "integer"),
+        cast(&in_cloud_events(event_type), "text"),
+        cast(&in_cloud_events(schema_version), "integer"),
         cast(topic, "text"),
-        cast(source, "text"),
-        cast(content_type, "text"),
-        cast(data_schema, "text"),
-        uuid(correlation_id),
-        uuid(causation_id),
-        cast(traceparent, "text"),
-        cast(tracestate, "text"),
-        cast(metadata, "jsonb"),
+        cast(&in_cloud_events(source), "text"),
+        cast(&in_cloud_events(content_type), "text"),
+        cast(&in_cloud_events(data_schema), "text"),
+        uuid(&in_cloud_events(correlation_id)),
+        uuid(&in_cloud_events(causation_id)),
+        cast(&in_cloud_events(traceparent), "text"),
+        cast(&in_cloud_events(tracestate), "text"),
+        cast(&in_cloud_events(metadata), "jsonb"),
         time,
         bytes,
     ];
@@ -117,12 +109,24 @@ pub(crate) fn select_list(layout: &Layout, types: &BTreeMap<String, String>) -> 
             .iter()
             .map(|(_, name)| cast(&Some(name.clone()), "text")),
     );
+    let uuids = [
+        (EVENT_ID, event_id.clone()),
+        (CORRELATION_ID, in_cloud_events(correlation_id)),
+        (CAUSATION_ID, in_cloud_events(causation_id)),
+    ];
+    let uuids = uuids
+        .iter()
+        .filter(|(_, name)| name.as_deref().is_some_and(|name| type_of(name) == "uuid"))
+        .fold(0, |bits, (position, _)| bits | 1 << position);
     let named: Vec<String> = list
         .iter()
         .enumerate()
         .map(|(position, expression)| format!("{expression} AS c{position}"))
         .collect();
-    named.join(", ")
+    Selection {
+        list: named.join(", "),
+        uuids,
+    }
 }
 
 /// How rows become records.
@@ -158,66 +162,28 @@ pub(crate) struct Record<'a> {
     pub(crate) payload: Option<&'a [u8]>,
     /// Taken when the record is handed over.
     pub(crate) headers: Option<OwnedHeaders>,
-    pub(crate) occurred_at: Option<DateTime<Utc>>,
+    pub(crate) occurred_at: Option<Micros>,
     /// Upper bound of its size on the wire, uncompressed.
     pub(crate) bytes: usize,
     /// Why it can never be published as it is.
     pub(crate) problem: Option<String>,
 }
 
-/// The id of a row that was read by [`select_list`].
-pub(crate) fn id_of(row: &Row) -> i64 {
-    row.get(column::ID)
-}
-
-/// Type and id of the entity of a row, for those who need no record of it.
-pub(crate) fn entity_of(row: &Row) -> (&str, &str) {
-    let text = |position| row.try_get::<_, Option<&str>>(position).ok().flatten();
-    (
-        text(column::AGGREGATE_TYPE).unwrap_or_default(),
-        text(column::AGGREGATE_ID).unwrap_or_default(),
-    )
-}
-
-/// An id as its column has it.
-enum Id<'a> {
-    Uuid(Uuid),
-    Text(&'a str),
-}
-
-impl<'a> FromSql<'a> for Id<'a> {
-    fn from_sql(kind: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        if *kind == Type::UUID {
-            Uuid::from_sql(kind, raw).map(Self::Uuid)
-        } else {
-            <&str>::from_sql(kind, raw).map(Self::Text)
-        }
-    }
-
-    fn accepts(kind: &Type) -> bool {
-        *kind == Type::UUID || <&str>::accepts(kind)
-    }
-}
-
-impl Id<'_> {
-    fn put(&self, put: impl FnOnce(&[u8])) {
-        match self {
-            Self::Uuid(id) => put(id
-                .as_hyphenated()
-                .encode_lower(&mut Uuid::encode_buffer())
-                .as_bytes()),
-            Self::Text(text) => put(text.as_bytes()),
-        }
-    }
-}
-
 /// Headers as they are collected, with their size.
 struct Collected {
-    headers: OwnedHeaders,
+    /// `None` only while one is added.
+    headers: Option<OwnedHeaders>,
     bytes: usize,
 }
 
 impl Collected {
+    fn with_capacity(count: usize) -> Self {
+        Self {
+            headers: Some(OwnedHeaders::new_with_capacity(count)),
+            bytes: 0,
+        }
+    }
+
     fn put(&mut self, name: &str, value: &[u8]) {
         self.put_or_null(name, Some(value));
     }
@@ -225,65 +191,171 @@ impl Collected {
     /// A header that is there, perhaps without a value.
     fn put_or_null(&mut self, name: &str, value: Option<&[u8]>) {
         self.bytes += name.len() + value.map_or(0, <[u8]>::len) + 4;
-        self.headers = std::mem::take(&mut self.headers).insert(Header { key: name, value });
+        let headers = self.headers.take().unwrap_or_default();
+        self.headers = Some(headers.insert(Header { key: name, value }));
+    }
+
+    fn put_id(&mut self, name: &str, id: &Id<'_>) {
+        match id {
+            Id::Uuid(id) => {
+                let mut text = Uuid::encode_buffer();
+                self.put(name, id.as_hyphenated().encode_lower(&mut text).as_bytes());
+            }
+            Id::Text(text) => self.put(name, text),
+        }
+    }
+
+    fn put_number(&mut self, name: &str, number: i64) {
+        self.put(name, itoa::Buffer::new().format(number).as_bytes());
+    }
+
+    /// `FIRST/SECOND`, without an allocation where it is short.
+    fn put_path(&mut self, name: &str, first: &str, second: &str) {
+        let parts = [first.as_bytes(), b"/", second.as_bytes()];
+        let length = parts.iter().map(|part| part.len()).sum();
+        let mut short = [0; 128];
+        let Some(path) = short.get_mut(..length) else {
+            return self.put(name, &parts.concat());
+        };
+        let mut rest = &mut *path;
+        for part in parts {
+            // They are as long together as the path is.
+            let (place, behind) = rest.split_at_mut(part.len());
+            place.copy_from_slice(part);
+            rest = behind;
+        }
+        self.put(name, path);
     }
 }
 
+/// Headers that most records have at the most; of more, librdkafka makes room as they come.
+const USUAL_HEADERS: usize = 16;
+
 impl<'a> Record<'a> {
     /// Makes the record of a row. The same row always gives the same bytes.
-    pub(crate) fn from_row(row: &'a Row, rendering: &Rendering) -> Self {
+    pub(crate) fn from_row(row: &'a OutboxRow, rendering: &'a Rendering) -> Self {
         let mut problem = None;
-        let (aggregate_type, key) = entity_of(row);
-        if key.is_empty() {
+        let mut text = |text: Result<Option<&'a str>, NotText>, what: &str| {
+            text.unwrap_or_else(|NotText| {
+                problem = Some(format!("its {what} is not UTF-8"));
+                None
+            })
+        };
+        // In the order of `select_list`.
+        let mut columns = row.columns();
+        let id = columns.int8().unwrap_or_default();
+        let event_id = columns.id();
+        let aggregate_type = text(columns.text(), "type of entity").unwrap_or_default();
+        let key = text(columns.text(), "key").unwrap_or_default();
+        let version = columns.int8();
+        let event_type = columns.bytes();
+        let schema_version = columns.int4();
+        let topic = text(columns.text(), "topic");
+        let source = columns.bytes();
+        let content_type = columns.bytes();
+        let data_schema = columns.bytes();
+        let correlation_id = columns.id();
+        let causation_id = columns.id();
+        let traceparent = columns.bytes();
+        let tracestate = columns.bytes();
+        let metadata = columns.jsonb();
+        let occurred_at = columns.int8();
+        let payload = columns.bytes();
+
+        if key.is_empty() && problem.is_none() {
             problem = Some("its key is empty".to_owned());
         }
-        let topic = match row.get::<_, Option<&str>>(column::TOPIC) {
+        let topic = match topic {
             Some(topic) => Cow::Borrowed(topic),
-            None => Cow::Owned(rendering.topic.topic_of(aggregate_type)),
+            None => rendering.topic.topic_of(aggregate_type),
         };
-        if !is_topic_name(&topic) {
-            problem = Some(format!("its topic {topic:?} is not a name that Kafka takes"));
-        }
-        let occurred_at = row.try_get(column::OCCURRED_AT).unwrap_or_else(|_| {
-            problem = Some("its time is infinite".to_owned());
-            None
+        let occurred_at = occurred_at.and_then(|micros| {
+            let time = Micros::from_postgres(micros);
+            if time.is_none() {
+                problem = Some("its time is infinite".to_owned());
+            }
+            time
         });
-        let mut collected = Collected {
-            headers: OwnedHeaders::new_with_capacity(16),
-            bytes: 0,
-        };
+        let mut headers = Collected::with_capacity(USUAL_HEADERS);
         match rendering.layout.headers.style {
+            // CloudEvents in binary mode; the bytes are those of `envelope::Envelope::write`.
             HeaderStyle::CloudEvents => {
-                if let Err(why) = cloud_events(row, rendering, occurred_at, &mut collected) {
+                headers.put(header::CE_SPECVERSION, envelope::SPEC_VERSION.as_bytes());
+                if let Some(id) = &event_id {
+                    headers.put_id(header::CE_ID, id);
+                }
+                headers.put(header::CE_SOURCE, source.unwrap_or(rendering.source.as_bytes()));
+                if let Some(kind) = event_type {
+                    headers.put(header::CE_TYPE, kind);
+                }
+                headers.put_path(header::CE_SUBJECT, aggregate_type, key);
+                if let Some(time) = occurred_at {
+                    time.rfc3339(|text| headers.put(header::CE_TIME, text));
+                }
+                for (name, value) in [
+                    (header::CE_DATASCHEMA, data_schema),
+                    (header::CONTENT_TYPE, content_type),
+                ] {
+                    if let Some(value) = value {
+                        headers.put(name, value);
+                    }
+                }
+                for (name, number) in [
+                    (header::AGGREGATE_VERSION, version),
+                    (header::SCHEMA_VERSION, schema_version.map(i64::from)),
+                ] {
+                    if let Some(number) = number {
+                        headers.put_number(name, number);
+                    }
+                }
+                for (name, id) in [
+                    (header::CORRELATION_ID, correlation_id),
+                    (header::CAUSATION_ID, causation_id),
+                ] {
+                    if let Some(id) = id {
+                        headers.put_id(name, &id);
+                    }
+                }
+                for (name, value) in [
+                    (header::TRACEPARENT, traceparent),
+                    (header::TRACESTATE, tracestate),
+                ] {
+                    if let Some(value) = value {
+                        headers.put(name, value);
+                    }
+                }
+                headers.put_number(header::OUTBOX_ID, id);
+                if let Some(metadata) = metadata
+                    && let Err(why) = put_metadata(metadata, &mut headers)
+                {
                     problem = Some(why);
                 }
             }
             HeaderStyle::Debezium => {
-                if let Some(id) = row.get::<_, Option<Id<'_>>>(column::EVENT_ID) {
-                    id.put(|value| collected.put("id", value));
+                if let Some(id) = &event_id {
+                    headers.put_id("id", id);
                 }
             }
         }
         for (name, value) in &rendering.layout.headers.fixed {
-            collected.put(name, value.as_bytes());
+            headers.put(name, value.as_bytes());
         }
-        for (position, (name, _)) in rendering.layout.headers.columns.iter().enumerate() {
-            let value = row.get::<_, Option<&str>>(column::HEADERS + position);
+        for (name, _) in &rendering.layout.headers.columns {
+            let value = columns.bytes();
             // Debezium has a header without a value there.
             if value.is_some() || rendering.layout.headers.style == HeaderStyle::Debezium {
-                collected.put_or_null(name, value.map(str::as_bytes));
+                headers.put_or_null(name, value);
             }
         }
-        let payload: Option<&[u8]> = row.get(column::PAYLOAD);
         Self {
-            id: id_of(row),
+            id,
             aggregate_type,
-            bytes: RECORD_OVERHEAD + key.len() + payload.map_or(0, <[u8]>::len) + collected.bytes,
+            bytes: RECORD_OVERHEAD + key.len() + payload.map_or(0, <[u8]>::len) + headers.bytes,
             topic,
             key,
-            version: row.get(column::AGGREGATE_VERSION),
+            version,
             payload,
-            headers: Some(collected.headers),
+            headers: headers.headers,
             occurred_at,
             problem,
         }
@@ -298,10 +370,7 @@ impl<'a> Record<'a> {
         headers: &[HeaderPair],
         payload: Option<&'a [u8]>,
     ) -> Self {
-        let mut collected = Collected {
-            headers: OwnedHeaders::new_with_capacity(headers.len()),
-            bytes: 0,
-        };
+        let mut collected = Collected::with_capacity(headers.len());
         for (name, value) in headers {
             collected.put_or_null(name, value.as_deref().map(str::as_bytes));
         }
@@ -314,10 +383,9 @@ impl<'a> Record<'a> {
             version,
             payload,
             bytes: RECORD_OVERHEAD + key.len() + payload.map_or(0, <[u8]>::len) + collected.bytes,
-            headers: Some(collected.headers),
+            headers: collected.headers,
             occurred_at: None,
-            problem: (!is_topic_name(topic))
-                .then(|| format!("its topic {topic:?} is not a name that Kafka takes")),
+            problem: None,
         }
     }
 
@@ -342,86 +410,26 @@ impl<'a> Record<'a> {
     }
 }
 
-/// CloudEvents in binary mode; the bytes are those of [`envelope::Envelope::write`].
-fn cloud_events(
-    row: &Row,
-    rendering: &Rendering,
-    occurred_at: Option<DateTime<Utc>>,
-    headers: &mut Collected,
-) -> Result<(), String> {
-    let text = |position| row.get::<_, Option<&str>>(position);
-    headers.put(header::CE_SPECVERSION, envelope::SPEC_VERSION.as_bytes());
-    if let Some(id) = row.get::<_, Option<Id<'_>>>(column::EVENT_ID) {
-        id.put(|value| headers.put(header::CE_ID, value));
+/// Metadata as headers `meta-NAME`.
+fn put_metadata(json: &[u8], headers: &mut Collected) -> Result<(), String> {
+    if json == b"{}" {
+        return Ok(());
     }
-    let source = text(column::SOURCE).unwrap_or(&rendering.source);
-    headers.put(header::CE_SOURCE, source.as_bytes());
-    if let Some(kind) = text(column::EVENT_TYPE) {
-        headers.put(header::CE_TYPE, kind.as_bytes());
-    }
-    let (aggregate_type, key) = entity_of(row);
-    let mut scratch = String::with_capacity(64);
-    let mut formatted = |headers: &mut Collected, name, arguments: std::fmt::Arguments<'_>| {
-        scratch.clear();
-        // Writing to a string cannot fail.
-        let _ = scratch.write_fmt(arguments);
-        headers.put(name, scratch.as_bytes());
+    let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(json) else {
+        return Err("its metadata is not an object".to_owned());
     };
-    formatted(
-        headers,
-        header::CE_SUBJECT,
-        format_args!("{aggregate_type}/{key}"),
-    );
-    if let Some(time) = occurred_at {
-        let time = time.to_rfc3339_opts(SecondsFormat::Micros, true);
-        headers.put(header::CE_TIME, time.as_bytes());
-    }
-    if let Some(schema) = text(column::DATA_SCHEMA) {
-        headers.put(header::CE_DATASCHEMA, schema.as_bytes());
-    }
-    if let Some(kind) = text(column::CONTENT_TYPE) {
-        headers.put(header::CONTENT_TYPE, kind.as_bytes());
-    }
-    if let Some(version) = row.get::<_, Option<i64>>(column::AGGREGATE_VERSION) {
-        formatted(headers, header::AGGREGATE_VERSION, format_args!("{version}"));
-    }
-    if let Some(version) = row.get::<_, Option<i32>>(column::SCHEMA_VERSION) {
-        formatted(headers, header::SCHEMA_VERSION, format_args!("{version}"));
-    }
-    for (position, name) in [
-        (column::CORRELATION_ID, header::CORRELATION_ID),
-        (column::CAUSATION_ID, header::CAUSATION_ID),
-    ] {
-        if let Some(id) = row.get::<_, Option<Id<'_>>>(position) {
-            id.put(|value| headers.put(name, value));
+    for (name, value) in object {
+        let name = format!("{}{name}", header::META_PREFIX);
+        match value {
+            serde_json::Value::String(value) => headers.put(&name, value.as_bytes()),
+            other => headers.put(&name, other.to_string().as_bytes()),
         }
     }
-    for (position, name) in [
-        (column::TRACEPARENT, header::TRACEPARENT),
-        (column::TRACESTATE, header::TRACESTATE),
-    ] {
-        if let Some(value) = text(position) {
-            headers.put(name, value.as_bytes());
-        }
-    }
-    formatted(headers, header::OUTBOX_ID, format_args!("{}", id_of(row)));
-    match row.get::<_, Option<serde_json::Value>>(column::METADATA) {
-        None => Ok(()),
-        Some(serde_json::Value::Object(object)) => {
-            for (name, value) in object {
-                let name = format!("{}{name}", header::META_PREFIX);
-                match value {
-                    serde_json::Value::String(value) => headers.put(&name, value.as_bytes()),
-                    other => headers.put(&name, other.to_string().as_bytes()),
-                }
-            }
-            Ok(())
-        }
-        Some(_) => Err("its metadata is not an object".to_owned()),
-    }
+    Ok(())
 }
 
-fn is_topic_name(name: &str) -> bool {
+/// Whether Kafka takes this as the name of a topic.
+pub(crate) fn is_topic_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 249
         && name != "."
@@ -475,13 +483,13 @@ mod tests {
             ("payload", "jsonb"),
         ];
         let types = types.map(|(n, t)| (n.to_owned(), t.to_owned())).into();
-        let list = select_list(&layout, &types);
+        let list = select_list(&layout, &types).list;
         for part in [
             "t.seq AS c0",
             "t.id AS c1",
             "t.aggregatetype::text AS c2",
             "NULL::bigint AS c4",
-            "t.type AS c5",
+            "NULL::text AS c5",
             "convert_to(t.payload::text, 'UTF8') AS c17",
         ] {
             assert!(list.contains(part), "{part}: {list}");

@@ -11,9 +11,12 @@ use tokio_postgres::types::Type;
 
 use crate::config::{Durability, Outbox, TableName};
 use crate::database::{Database, DatabaseError, Prepared};
-use crate::protocol::{RangeSet, Read};
-use crate::record::{id_of, select_list};
+use crate::protocol::{RangeSet, Read, Seen};
+use crate::record::select_list;
+use crate::row::OutboxRow;
+use crate::sql::literal;
 
+pub(crate) mod ahead;
 pub(crate) mod check;
 pub(crate) mod lease;
 pub(crate) mod quarantine;
@@ -52,12 +55,12 @@ pub enum SourceError {
 #[derive(Debug)]
 pub(crate) struct Batch {
     /// In the order of their ids.
-    pub(crate) rows: Vec<Row>,
+    pub(crate) rows: Vec<OutboxRow>,
     /// Size of the rows, as they came over the wire.
     pub(crate) bytes: usize,
     pub(crate) read: Read,
-    /// The end of the log after the read; what was read is safe once this is.
-    pub(crate) log_end: LogPosition,
+    /// The end of the log after the read; what was read is safe once this is. `None`: there are no rows.
+    pub(crate) log_end: Option<LogPosition>,
 }
 
 /// A position in the write-ahead log, and how far it is safe.
@@ -73,8 +76,10 @@ pub(crate) struct Source {
     pub(crate) table: TableName,
     pub(crate) name: String,
     read: Prepared,
+    /// For when there are no holes, which is mostly: planned in a third of the time.
+    read_head: Prepared,
     list: Prepared,
-    log: Option<Prepared>,
+    log: Log,
     save: Prepared,
     save_with_quarantine: Prepared,
     /// `pg_postmaster_start_time()` as text: changes whenever another server process answers.
@@ -94,11 +99,17 @@ impl Source {
         if config.durability == Durability::Replicated {
             check::sees_standbys(&db).await?;
         }
-        let columns = select_list(&config.layout, &checked.types);
+        let selection = select_list(&config.layout, &checked.types);
         let id = crate::sql::identifier(&config.layout.columns.id);
-        let read = db
-            .prepare("prepare the read", read_sql(&config.table, &columns, &id))
-            .await?;
+        let with_holes = read_sql(&config.table, &selection.list, &id, &ReadValues::parameters(true));
+        let read = db.prepare("prepare the read", with_holes).await?;
+        let head_only = read_sql(
+            &config.table,
+            &selection.list,
+            &id,
+            &ReadValues::parameters(false),
+        );
+        let read_head = db.prepare("prepare the read", head_only).await?;
         let list = "SELECT DISTINCT virtualtransaction, pg_postmaster_start_time()::text
                FROM pg_locks
               WHERE locktype = 'relation' AND granted AND mode = 'RowExclusiveLock'
@@ -107,25 +118,7 @@ impl Source {
                 AND virtualtransaction !~ '/0$'
              UNION ALL SELECT NULL, pg_postmaster_start_time()::text";
         let list = db.prepare("prepare the listing", list.to_owned()).await?;
-        let log = match config.durability {
-            Durability::Committed => None,
-            Durability::Flushed => Some(
-                "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint, (pg_current_wal_flush_lsn() - '0/0')::bigint",
-            ),
-            // Without a synchronous standby nothing is replicated, and everything waits for one.
-            Durability::Replicated => Some(
-                "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint,
-                        (SELECT coalesce(min(flush_lsn) - '0/0', 0)::bigint FROM pg_stat_replication
-                          WHERE sync_state IN ('sync', 'quorum'))",
-            ),
-        };
-        let log = match log {
-            None => None,
-            Some(text) => Some(
-                db.prepare("prepare the position of the log", text.to_owned())
-                    .await?,
-            ),
-        };
+        let log = Log::prepare(&db, config.durability).await?;
         let (save, with_quarantine) = lease::save_sql(&config.table);
         let save = db.prepare("prepare the save", save).await?;
         let save_with_quarantine = db.prepare("prepare the save", with_quarantine).await?;
@@ -142,6 +135,7 @@ impl Source {
             table: config.table.clone(),
             name: name.to_owned(),
             read,
+            read_head,
             list,
             log,
             save,
@@ -174,57 +168,66 @@ impl Source {
     }
 
     /// Up to `max_rows` rows, in the order of their ids, out of the holes and above the head. The row by which `max_bytes`
-    /// are exceeded is the last: those behind it are left for the next read.
+    /// are exceeded is the last: those behind it are left for the next read. While rows are `expected`, the end of the log
+    /// is asked for in the same round trip.
     pub(crate) async fn read(
         &self,
-        holes: &RangeSet,
-        head: i64,
+        seen: &Seen,
         max_rows: i64,
         max_bytes: usize,
+        expected: bool,
     ) -> Result<Batch, SourceError> {
-        let holes = multirange(holes);
-        let params = [
-            (&holes as _, Type::TEXT),
+        let read = self.select(seen, max_rows, max_bytes);
+        let position = self.log.position(&self.db);
+        let ((rows, bytes), log_end) = if expected {
+            // Both go out at once; the position is asked for after the read.
+            let (read, log_end) = futures::join!(read, position);
+            (read?, Some(log_end?))
+        } else {
+            let read = read.await?;
+            let log_end = if read.0.is_empty() {
+                None
+            } else {
+                Some(position.await?)
+            };
+            (read, log_end)
+        };
+        Ok(batch(rows, bytes, log_end, max_rows, max_bytes))
+    }
+
+    async fn select(
+        &self,
+        seen: &Seen,
+        max_rows: i64,
+        max_bytes: usize,
+    ) -> Result<(Vec<OutboxRow>, usize), SourceError> {
+        let holes = multirange(seen.holes());
+        let head = seen.head();
+        let above = [
             (&head as _, Type::INT8),
             (&max_rows as _, Type::INT8),
             (&self.server as _, Type::TEXT),
         ];
-        // Both go out at once; the position is asked for after the read.
-        let (read, log_end) = futures::join!(
-            self.db.rows("read the outbox", &self.read, &params, max_bytes),
-            self.log_position()
-        );
-        let (rows, bytes) = read?;
-        let last_id = rows.last().map(id_of);
-        let full = bytes > max_bytes || i64::try_from(rows.len()).is_ok_and(|count| count >= max_rows);
-        Ok(Batch {
-            rows,
-            bytes,
-            read: Read { full, last_id },
-            log_end: log_end?,
-        })
-    }
-
-    async fn log_position(&self) -> Result<LogPosition, SourceError> {
-        let Some(log) = &self.log else {
-            return Ok(LogPosition { inserted: 0, safe: 0 });
+        let all = [
+            above[0].clone(),
+            above[1].clone(),
+            above[2].clone(),
+            (&holes as _, Type::TEXT),
+        ];
+        let (prepared, params) = match seen.holes().is_empty() {
+            true => (&self.read_head, &above[..]),
+            false => (&self.read, &all[..]),
         };
-        let row = self.db.first("ask for the position of the log", log, &[]).await?;
-        Ok(row.map_or(
-            LogPosition {
-                inserted: i64::MAX,
-                safe: 0,
-            },
-            |row| LogPosition {
-                inserted: row.get(0),
-                safe: row.get(1),
-            },
-        ))
+        let (rows, bytes) = self
+            .db
+            .rows("read the outbox", prepared, params, max_bytes)
+            .await?;
+        Ok((rows.into_iter().map(OutboxRow::Selected).collect(), bytes))
     }
 
     /// Whether the log is safe up to there, by now.
     pub(crate) async fn is_safe(&self, position: i64) -> Result<bool, SourceError> {
-        Ok(self.log_position().await?.safe >= position)
+        Ok(self.log.position(&self.db).await?.safe >= position)
     }
 
     /// The highest id that the sequence has given; `None` before the first. Checks that the server is still the same.
@@ -267,19 +270,118 @@ impl Source {
     }
 }
 
+/// How far the log is, and how far it is safe.
+struct Log(Option<Prepared>);
+
+impl Log {
+    async fn prepare(db: &Database, durability: Durability) -> Result<Self, SourceError> {
+        let text = match durability {
+            Durability::Committed => return Ok(Self(None)),
+            Durability::Flushed => {
+                "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint, (pg_current_wal_flush_lsn() - '0/0')::bigint"
+            }
+            // Without a synchronous standby nothing is replicated, and everything waits for one.
+            Durability::Replicated => {
+                "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint,
+                        (SELECT coalesce(min(flush_lsn) - '0/0', 0)::bigint FROM pg_stat_replication
+                          WHERE sync_state IN ('sync', 'quorum'))"
+            }
+        };
+        let prepared = db.prepare("prepare the position of the log", text.to_owned());
+        Ok(Self(Some(prepared.await?)))
+    }
+
+    async fn position(&self, db: &Database) -> Result<LogPosition, SourceError> {
+        let Some(log) = &self.0 else {
+            return Ok(LogPosition { inserted: 0, safe: 0 });
+        };
+        let row = db.first("ask for the position of the log", log, &[]).await?;
+        Ok(row.map_or(
+            LogPosition {
+                inserted: i64::MAX,
+                safe: 0,
+            },
+            |row| LogPosition {
+                inserted: row.get(0),
+                safe: row.get(1),
+            },
+        ))
+    }
+}
+
+fn batch(
+    rows: Vec<OutboxRow>,
+    bytes: usize,
+    log_end: Option<LogPosition>,
+    max_rows: i64,
+    max_bytes: usize,
+) -> Batch {
+    let last_id = rows.last().map(OutboxRow::id);
+    let full = bytes > max_bytes || i64::try_from(rows.len()).is_ok_and(|count| count >= max_rows);
+    Batch {
+        rows,
+        bytes,
+        read: Read { full, last_id },
+        log_end,
+    }
+}
+
+/// What stands in a read for its values: a COPY has no parameters.
+struct ReadValues {
+    head: String,
+    limit: String,
+    server: String,
+    /// `None`: there are no holes.
+    holes: Option<String>,
+}
+
+impl ReadValues {
+    fn parameters(with_holes: bool) -> Self {
+        let [head, limit, server] = ["$1", "$2", "$3"].map(str::to_owned);
+        Self {
+            head,
+            limit,
+            server,
+            holes: with_holes.then(|| "$4::text::int8multirange".to_owned()),
+        }
+    }
+
+    fn literals(seen: &Seen, max_rows: i64, server: &str) -> Self {
+        let holes = seen.holes();
+        Self {
+            head: seen.head().to_string(),
+            limit: max_rows.to_string(),
+            server: literal(server),
+            holes: (!holes.is_empty()).then(|| format!("{}::int8multirange", literal(&multirange(holes)))),
+        }
+    }
+}
+
 /// One statement, one snapshot: holes and head in two would show version 2 without version 1. The outer limit keeps what
 /// is above a hole from overtaking it. The server is compared once per statement, not per row.
-fn read_sql(table: &TableName, columns: &str, id: &str) -> String {
+fn read_sql(table: &TableName, columns: &str, id: &str, values: &ReadValues) -> String {
     let table = table.quoted();
-    format!(
-        "SELECT * FROM (
-           (SELECT o.* FROM unnest($1::text::int8multirange) g(r) CROSS JOIN LATERAL
-             (SELECT {columns} FROM {table} t WHERE t.{id} >= lower(g.r) AND t.{id} < upper(g.r) ORDER BY t.{id} LIMIT $3) o)
-           UNION ALL
-           (SELECT {columns} FROM {table} t WHERE t.{id} > $2 ORDER BY t.{id} LIMIT $3)) x
-         WHERE pg_postmaster_start_time()::text = $4
-         ORDER BY c0 LIMIT $3"
-    )
+    let ReadValues {
+        head,
+        limit,
+        server,
+        holes,
+    } = values;
+    let above = format!("SELECT {columns} FROM {table} t WHERE t.{id} > {head}");
+    let is_server = format!("pg_postmaster_start_time()::text = {server}");
+    match holes {
+        None => format!("{above} AND {is_server} ORDER BY t.{id} LIMIT {limit}"),
+        Some(holes) => format!(
+            "SELECT * FROM (
+               (SELECT o.* FROM unnest({holes}) g(r) CROSS JOIN LATERAL
+                 (SELECT {columns} FROM {table} t WHERE t.{id} >= lower(g.r) AND t.{id} < upper(g.r)
+                   ORDER BY t.{id} LIMIT {limit}) o)
+               UNION ALL
+               ({above} ORDER BY t.{id} LIMIT {limit})) x
+             WHERE {is_server}
+             ORDER BY c0 LIMIT {limit}"
+        ),
+    }
 }
 
 fn micros(duration: Duration) -> i64 {
@@ -328,10 +430,15 @@ mod tests {
         let checked = check::check(&db, &TableName::default(), &Layout::default())
             .await
             .expect("fit");
-        let columns = select_list(&Layout::default(), &checked.types);
+        let columns = select_list(&Layout::default(), &checked.types).list;
         let explain = format!(
             "EXPLAIN (ANALYZE, COSTS OFF) {}",
-            read_sql(&TableName::default(), &columns, "id")
+            read_sql(
+                &TableName::default(),
+                &columns,
+                "id",
+                &ReadValues::parameters(true)
+            )
         );
         let explain = db.prepare("prepare", explain).await.expect("prepared");
         client
@@ -344,10 +451,10 @@ mod tests {
         let server = "whichever".to_owned();
         for _ in 0..8 {
             let params = [
-                (&"{[3,5),[100,200)}" as _, Type::TEXT),
                 (&49_990i64 as _, Type::INT8),
                 (&500i64 as _, Type::INT8),
                 (&server as _, Type::TEXT),
+                (&"{[3,5),[100,200)}" as _, Type::TEXT),
             ];
             let (plan, _) = db
                 .rows("explain", &explain, &params, usize::MAX)

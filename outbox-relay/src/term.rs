@@ -1,13 +1,12 @@
 //! One term as leader of an outbox: reads, publishes, saves.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ahash::RandomState;
-use chrono::{DateTime, Utc};
 use envelope::header;
 use service::telemetry;
-use tokio_postgres::Row;
+use slab::Slab;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Span;
@@ -17,14 +16,17 @@ use crate::context::{Context, Memory, Suspect, TermError};
 use crate::failpoints::{self, pass};
 use crate::figures::Meter;
 use crate::leadership::fewest;
-use crate::protocol::{Cause, Follows, Tracker, Versions};
+use crate::protocol::{Cause, Entity, Follows, Tracker, Versions};
 use crate::publisher::{PublishError, Publisher, TopicState};
-use crate::record::{Record, entity_of, id_of, marker_headers};
+use crate::record::{Record, is_topic_name, marker_headers};
+use crate::row::OutboxRow;
+use crate::source::ahead::{Ahead, FetchSize, Reader};
 use crate::source::lease::{Lease, Member, QuarantineChanges};
 use crate::source::quarantine::{Decision, Kept, Parked, Quarantine};
 use crate::source::retention::{keep_removing, removed_to};
 use crate::source::{Batch, Source, SourceError, check};
 use crate::status::{Figures, Lead, Role};
+use crate::time::Micros;
 
 /// How often acknowledgements are collected while records are in flight.
 const COLLECT: Duration = Duration::from_millis(1);
@@ -38,8 +40,6 @@ const INSPECT: Duration = Duration::from_secs(1);
 const DRAIN: Duration = Duration::from_secs(5);
 /// Ranges above the floor that are saved at the most: what is beyond is published again after a crash.
 const SAVED_RANGES: usize = 1_000;
-/// Rows of the first read of a term, and of one after a read that took too long.
-const FIRST_FETCH: i64 = 500;
 /// Entities whose newest version is remembered, at least.
 const VERSIONS: usize = 50_000;
 /// Records waiting to be saved to the quarantine, and their bytes, at the most.
@@ -52,6 +52,10 @@ const DECIDED_KEYS: i64 = 100;
 const PROPAGATION: Duration = Duration::from_secs(3);
 /// How long to wait for somebody else to flush the log before doing it ourselves.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(5);
+/// The time is taken once for so many rows.
+const CLOCK_ROWS: u32 = 64;
+/// Acknowledged ids that wait for the tracker, at the most, about.
+const ACKNOWLEDGED: usize = 100_000;
 
 /// How a term ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,12 +66,13 @@ pub(crate) enum Ended {
 
 /// A record that Kafka has not acknowledged yet.
 struct InFlight {
-    occurred_at: Option<DateTime<Utc>>,
+    id: i64,
+    occurred_at: Option<Micros>,
     handed: Instant,
     /// What becomes of its row of the quarantine, if it has one.
     kept: Option<KeptAs>,
     /// Kept open until the acknowledgement.
-    _span: Option<Span>,
+    _span: Option<Box<Span>>,
 }
 
 /// What becomes of a row of the quarantine once Kafka has acknowledged its record.
@@ -92,11 +97,16 @@ pub(crate) struct Term<'a> {
     context: &'a Context,
     memory: &'a mut Memory,
     source: Source,
+    /// Where there was much to read once.
+    reader: Option<Arc<Reader>>,
+    ahead: Option<Ahead>,
     publisher: Publisher,
     tracker: Tracker<String>,
     versions: Versions,
     lease: Lease,
-    in_flight: HashMap<i64, InFlight, RandomState>,
+    in_flight: Slab<InFlight>,
+    /// Acknowledged ids that the tracker is yet to be told of.
+    acknowledged: Vec<i64>,
     /// The record that was handed over while nothing else was in flight.
     alone: Option<i64>,
     /// Entities in quarantine: type and keys.
@@ -110,7 +120,9 @@ pub(crate) struct Term<'a> {
     saved: Instant,
     /// Last acknowledgement, or moment at which nothing was in flight.
     moved: Instant,
-    fetch_rows: i64,
+    size: FetchSize,
+    /// When a read last brought some.
+    rows_came: Instant,
     holes_since: Option<Instant>,
     fence_since: Option<Instant>,
     fence_told: Option<Instant>,
@@ -138,11 +150,14 @@ impl<'a> Term<'a> {
             context,
             memory,
             source,
+            reader: None,
+            ahead: None,
             publisher,
             tracker: Tracker::resume(lease.progress.clone()),
             versions: Versions::new(VERSIONS),
             lease,
-            in_flight: HashMap::default(),
+            in_flight: Slab::new(),
+            acknowledged: Vec::new(),
             alone: None,
             frozen: HashMap::new(),
             changes: QuarantineChanges::default(),
@@ -152,7 +167,8 @@ impl<'a> Term<'a> {
             // Due at once: a relay that crashes again and again must come forward all the same.
             saved: now.checked_sub(context.config.save_interval).unwrap_or(now),
             moved: now,
-            fetch_rows: FIRST_FETCH,
+            size: FetchSize::first(&context.config),
+            rows_came: now,
             holes_since: None,
             fence_since: None,
             fence_told: None,
@@ -171,6 +187,12 @@ impl<'a> Term<'a> {
     }
 
     pub(crate) async fn run(&mut self, shutdown: &CancellationToken) -> Result<Ended, TermError> {
+        // Writers who cannot wait for the next poll say so, after their commit.
+        self.source
+            .db
+            .listen(self.source.table.name())
+            .await
+            .map_err(SourceError::from)?;
         self.load_quarantine().await?;
         let loose =
             check::loose_grants(&self.source.db, &self.source.table, &self.context.config.layout).await?;
@@ -252,44 +274,38 @@ impl<'a> Term<'a> {
     /// Reads once and hands over what is new. `None` when nothing was; otherwise whether there may be more at once.
     async fn poll(&mut self, shutdown: &CancellationToken) -> Result<Option<bool>, TermError> {
         self.advance_fence().await?;
-        let passed = self.tracker.fence_is_passed();
         let began = Instant::now();
-        let config = &self.context.config;
-        let Batch {
-            rows,
-            bytes,
-            read,
-            log_end,
-        } = self
-            .source
-            .read(
-                self.tracker.holes(),
-                self.tracker.head(),
-                self.fetch_rows,
-                config.fetch_bytes,
-            )
-            .await?;
+        let (batch, passed) = self.fetch().await?;
         self.context.metrics.fetch.observe(began.elapsed().as_secs_f64());
-        if !rows.is_empty() && log_end.safe < log_end.inserted {
+        if let Some(log_end) = batch.log_end
+            && !batch.rows.is_empty()
+            && log_end.safe < log_end.inserted
+        {
             self.until_safe(log_end.inserted).await?;
         }
-        if bytes > config.fetch_bytes {
-            self.fetch_rows = i64::try_from(rows.len()).unwrap_or(FIRST_FETCH).max(1);
-        } else if read.full && bytes <= config.fetch_bytes / 2 {
-            self.fetch_rows = (self.fetch_rows * 2).min(config.fetch_rows.into());
-        }
+        self.size.learn(&batch);
+        let Batch { rows, read, .. } = batch;
         self.context.status.progressed(self.moved.elapsed());
+        if read.full && self.ahead.is_none() {
+            self.fetch_ahead(&rows).await?;
+        }
         if !rows.is_empty() {
             pass(failpoints::AFTER_FETCH);
         }
 
         let began = Instant::now();
         let mut fresh = 0;
+        let mut now = began;
         for row in &rows {
-            if !self.tracker.is_new(id_of(row)) {
+            if !self.tracker.is_new(row.id()) {
                 continue;
             }
-            if !self.take(row, passed, shutdown).await? {
+            // Asking for the time costs as much as some headers do.
+            if fresh % CLOCK_ROWS == 0 {
+                now = Instant::now();
+            }
+            let mut record = Record::from_row(row, &self.context.rendering);
+            if !self.publish_at_once(&mut record, now)? && !self.take(record, passed, shutdown).await? {
                 return Ok(None);
             }
             fresh += 1;
@@ -298,7 +314,10 @@ impl<'a> Term<'a> {
         self.memory.breaker.close();
         if passed {
             let dead = self.tracker.end_fence(read);
-            self.unsaved |= dead > 0;
+            self.unsaved |= !dead.is_empty();
+            if let Some(ahead) = &self.ahead {
+                ahead.died(&dead);
+            }
             if let Some(since) = self.fence_since.take_if(|_| !self.tracker.fence_is_passed()) {
                 let waited = since.elapsed().as_secs_f64();
                 self.context.metrics.fence_wait.observe(waited);
@@ -316,15 +335,82 @@ impl<'a> Term<'a> {
         Ok(Some(read.full))
     }
 
-    /// Publishes, parks or puts off one row. `false` at shutdown.
+    /// The next rows, and whether the fence was passed when their read began.
+    async fn fetch(&mut self) -> Result<(Batch, bool), TermError> {
+        if let Some(ahead) = &mut self.ahead {
+            ahead.passed(self.tracker.passed_fence());
+            if let Some((batch, fence)) = ahead.next(self.tracker.seen()).await {
+                let batch = batch?;
+                if !batch.read.full {
+                    self.ahead = None;
+                }
+                return Ok((batch, fence.is_some() && fence == self.tracker.passed_fence()));
+            }
+            self.ahead = None;
+        }
+        let passed = self.tracker.fence_is_passed();
+        let FetchSize { rows, max_bytes, .. } = self.size;
+        let seen = self.tracker.seen();
+        let expected = self.rows_came.elapsed() <= self.context.config.poll_max;
+        let batch = self.source.read(seen, rows, max_bytes, expected).await?;
+        if !batch.rows.is_empty() {
+            self.rows_came = Instant::now();
+        }
+        Ok((batch, passed))
+    }
+
+    /// Begins to read what comes after `rows`, while they are handed over.
+    async fn fetch_ahead(&mut self, rows: &[OutboxRow]) -> Result<(), TermError> {
+        let mut seen = self.tracker.seen().clone();
+        for row in rows {
+            seen.observe(row.id());
+        }
+        let reader = match &self.reader {
+            Some(reader) => Arc::clone(reader),
+            None => {
+                let reader = Arc::new(Reader::connect(&self.source, &self.context.config).await?);
+                self.reader.insert(reader).clone()
+            }
+        };
+        self.ahead = Some(Ahead::start(reader, seen, self.size));
+        Ok(())
+    }
+
+    /// Hands a record over if nothing is special about it and there is room: the way of nearly all of them, without a future
+    /// that would cost more than the rest. `false`: [`Self::take`] knows what to do.
+    fn publish_at_once(&mut self, record: &mut Record<'_>, now: Instant) -> Result<bool, TermError> {
+        let config = &self.context.config;
+        let entity = self.versions.entity(record.aggregate_type, record.key);
+        let checked = record
+            .version
+            .filter(|_| config.versions == VersionRule::Contiguous);
+        let is_plain = !self.context.traced
+            && self.memory.suspects.is_empty()
+            && record.problem.is_none()
+            && record.bytes <= self.context.max_record_bytes
+            && !self.is_frozen((record.aggregate_type, record.key))
+            && checked.is_none_or(|version| self.versions.check(entity, version) == Follows::Well)
+            && self.publisher.knows(&record.topic)
+            && !self.lease_is_short(now);
+        if !is_plain || !self.hand_to_kafka(record, None, &mut None, now)? {
+            return Ok(false);
+        }
+        self.memory.breaker.saw();
+        self.tracker.observe(record.id);
+        if let Some(version) = record.version {
+            self.versions.saw(entity, version);
+        }
+        Ok(true)
+    }
+
+    /// Publishes, parks or puts off a record. `false` at shutdown.
     async fn take(
         &mut self,
-        row: &Row,
+        mut record: Record<'_>,
         passed: bool,
         shutdown: &CancellationToken,
     ) -> Result<bool, TermError> {
-        let mut record = Record::from_row(row, &self.context.rendering);
-        let entity = entity_of(row);
+        let entity = (record.aggregate_type, record.key);
         if self.is_frozen(entity) {
             self.tracker.observe(record.id);
             self.memory.suspects.remove(&record.id);
@@ -333,12 +419,13 @@ impl<'a> Term<'a> {
             return Ok(true);
         }
         self.memory.breaker.saw();
-        match self.judge(&record, passed).await? {
+        let known = self.versions.entity(record.aggregate_type, record.key);
+        match self.judge(&record, known, passed).await? {
             Verdict::Later => Ok(true),
             Verdict::Publish => {
                 self.tracker.observe(record.id);
                 if let Some(version) = record.version {
-                    self.versions.saw(entity, version);
+                    self.versions.saw(known, version);
                 }
                 self.hand_over(&mut record, shutdown).await
             }
@@ -370,7 +457,12 @@ impl<'a> Term<'a> {
     }
 
     /// Whether a record can be published now, before any record after it is handed over.
-    async fn judge(&mut self, record: &Record<'_>, passed: bool) -> Result<Verdict, TermError> {
+    async fn judge(
+        &mut self,
+        record: &Record<'_>,
+        entity: Entity,
+        passed: bool,
+    ) -> Result<Verdict, TermError> {
         if let Some(Suspect::Condemned(problem)) = self.memory.suspects.get(&record.id) {
             return Ok(Verdict::Freeze(Cause::Surroundings, problem.clone()));
         }
@@ -381,7 +473,7 @@ impl<'a> Term<'a> {
         let Some(version) = record.version.filter(|_| checked) else {
             return Ok(Verdict::Publish);
         };
-        match self.versions.check((record.aggregate_type, record.key), version) {
+        match self.versions.check(entity, version) {
             Follows::Well => Ok(Verdict::Publish),
             Follows::Again { last } => Ok(Verdict::Freeze(
                 Cause::Record,
@@ -419,6 +511,10 @@ impl<'a> Term<'a> {
             return Ok(Some((Cause::Record, problem)));
         }
         let topic = &record.topic;
+        if !is_topic_name(topic) {
+            let problem = format!("its topic {topic:?} is not a name that Kafka takes");
+            return Ok(Some((Cause::Record, problem)));
+        }
         let problem = match self.topic_state(topic).await? {
             TopicState::There => return Ok(None),
             TopicState::Missing => format!(
@@ -524,11 +620,11 @@ impl<'a> Term<'a> {
         kept: Option<KeptAs>,
         shutdown: &CancellationToken,
     ) -> Result<bool, TermError> {
-        let span = self.context.traced.then(|| send_span(record));
+        let mut span = self.context.traced.then(|| Box::new(send_span(record)));
         loop {
             self.keep_lease().await?;
-            if self.publisher.send(record)? {
-                break;
+            if self.hand_to_kafka(record, kept, &mut span, Instant::now())? {
+                return Ok(true);
             }
             if shutdown.is_cancelled() {
                 return Ok(false);
@@ -536,19 +632,31 @@ impl<'a> Term<'a> {
             tokio::time::sleep(COLLECT).await;
             self.tick().await?;
         }
-        let handed = Instant::now();
-        if self.in_flight.is_empty() {
-            self.moved = handed;
+    }
+
+    /// `false`: there is no room. Otherwise the span stays open until the acknowledgement.
+    fn hand_to_kafka(
+        &mut self,
+        record: &mut Record<'_>,
+        kept: Option<KeptAs>,
+        span: &mut Option<Box<Span>>,
+        now: Instant,
+    ) -> Result<bool, TermError> {
+        let token = self.in_flight.vacant_key();
+        if !self.publisher.send(record, token)? {
+            return Ok(false);
         }
-        self.in_flight.insert(
-            record.id,
-            InFlight {
-                occurred_at: record.occurred_at,
-                handed,
-                kept,
-                _span: span,
-            },
-        );
+        if self.in_flight.is_empty() {
+            self.moved = now;
+        }
+        // Under the key that was vacant, and is the token of its delivery.
+        self.in_flight.insert(InFlight {
+            id: record.id,
+            occurred_at: record.occurred_at,
+            handed: now,
+            kept,
+            _span: span.take(),
+        });
         pass(failpoints::AFTER_HAND_OVER);
         Ok(true)
     }
@@ -591,36 +699,40 @@ impl<'a> Term<'a> {
         let metrics = &self.context.metrics;
         let mut deliveries = self.publisher.collect();
         if !deliveries.acknowledged.is_empty() {
-            let now = Instant::now();
-            let wall = Utc::now();
-            for id in &deliveries.acknowledged {
-                self.tracker.published(*id);
-                let Some(record) = self.in_flight.remove(id) else {
+            let (now, wall) = (Instant::now(), Micros::now());
+            let (acks, ages) = (metrics.ack.local(), metrics.end_to_end.local());
+            for token in &deliveries.acknowledged {
+                let Some(record) = self.in_flight.try_remove(*token) else {
                     continue;
                 };
+                self.acknowledged.push(record.id);
                 match record.kept {
                     None => {}
-                    Some(KeptAs::Released) => self.changes.released.push(*id),
-                    Some(KeptAs::Skipped) => self.changes.skipped.push(*id),
+                    Some(KeptAs::Released) => self.changes.released.push(record.id),
+                    Some(KeptAs::Skipped) => self.changes.skipped.push(record.id),
                 }
                 if record.kept.is_some() {
                     pass(failpoints::RELEASED);
                 }
-                metrics
-                    .ack
-                    .observe(now.duration_since(record.handed).as_secs_f64());
+                acks.observe(now.duration_since(record.handed).as_secs_f64());
                 if let Some(occurred_at) = record.occurred_at {
-                    let age = (wall - occurred_at).to_std().unwrap_or_default();
-                    metrics.end_to_end.observe(age.as_secs_f64());
+                    let age = wall.seconds_since(occurred_at);
+                    ages.observe(age);
                     self.meter.took(age);
                 }
             }
+            // Not before it is asked: told together they are neighbours mostly.
+            let many = self.acknowledged.len() >= ACKNOWLEDGED;
             metrics.published.inc_by(deliveries.acknowledged.len() as u64);
             self.meter.published(deliveries.acknowledged.len() as u64);
             self.moved = now;
             self.unsaved = true;
+            if many {
+                self.note_published();
+            }
         }
-        if let Some(failure) = deliveries.failure() {
+        let id = |token| self.in_flight.get(token).map_or(0, |record: &InFlight| record.id);
+        if let Some(failure) = deliveries.failure(id) {
             return Err(match (failure, self.alone) {
                 (PublishError::Refused { source, .. }, Some(id)) => PublishError::Refused {
                     ids: vec![id],
@@ -645,11 +757,21 @@ impl<'a> Term<'a> {
         self.keep_lease().await
     }
 
+    fn lease_is_short(&self, now: Instant) -> bool {
+        let ttl = self.context.config.lease_ttl;
+        self.lease.expires.saturating_duration_since(now) < ttl - ttl / 3
+    }
+
+    /// Tells the tracker what was acknowledged.
+    fn note_published(&mut self) {
+        self.tracker.all_published(&mut self.acknowledged);
+        self.acknowledged.clear();
+    }
+
     /// Renews the lease once a third of it has gone, and refuses to go on when too little of it is left.
     async fn keep_lease(&mut self) -> Result<(), TermError> {
         let ttl = self.context.config.lease_ttl;
-        let left = self.lease.expires.saturating_duration_since(Instant::now());
-        if left < ttl - ttl / 3 {
+        if self.lease_is_short(Instant::now()) {
             self.save(ttl).await?;
             if self.lease.expires.saturating_duration_since(Instant::now())
                 < self.context.config.lease_margin()
@@ -662,6 +784,7 @@ impl<'a> Term<'a> {
 
     async fn save(&mut self, ttl: Duration) -> Result<(), TermError> {
         pass(failpoints::BEFORE_SAVE);
+        self.note_published();
         // What is parked is done with as soon as the same statement has kept it.
         for parked in &self.changes.parked {
             self.tracker.published(parked.id);
@@ -707,7 +830,7 @@ impl<'a> Term<'a> {
                 self.save(self.context.config.lease_ttl).await?;
             }
             self.tick().await?;
-            tokio::time::sleep(COLLECT / 4).await;
+            sleep(COLLECT / 4).await;
         }
         Ok(())
     }
@@ -720,16 +843,20 @@ impl<'a> Term<'a> {
             if left.is_zero() || shutdown.is_cancelled() {
                 return Ok(());
             }
-            let slice = if self.in_flight.is_empty() {
-                left
-            } else {
-                left.min(COLLECT)
+            // The lease is kept however long the pause is.
+            let slice = match self.in_flight.is_empty() {
+                true => left.min(self.context.config.lease_ttl / 10),
+                false => left.min(COLLECT),
             };
-            tokio::select! {
-                () = tokio::time::sleep(slice) => {}
-                () = shutdown.cancelled() => {}
-            }
+            let is_woken = tokio::select! {
+                () = sleep(slice) => false,
+                () = self.source.db.notified() => true,
+                () = shutdown.cancelled() => false,
+            };
             self.tick().await?;
+            if is_woken {
+                return Ok(());
+            }
         }
     }
 
@@ -750,7 +877,8 @@ impl<'a> Term<'a> {
                 keys.remove(&entity.1);
             }
             self.frozen.retain(|_, keys| !keys.is_empty());
-            self.versions.forget((&entity.0, &entity.1));
+            let entity = self.versions.entity(&entity.0, &entity.1);
+            self.versions.forget(entity);
             return Ok(());
         }
         for (position, row) in kept.iter().enumerate() {
@@ -828,6 +956,7 @@ impl<'a> Term<'a> {
             return Ok(());
         }
         self.inspected = Some(Instant::now());
+        self.note_published();
         let seen = self.tracker.head();
         let given = self.source.last_id_given().await?.unwrap_or(0);
         if given < seen {
@@ -953,6 +1082,7 @@ impl<'a> Term<'a> {
         if !source_failed && !matches!(ended, Err(TermError::Publish(_))) {
             self.drain().await;
         }
+        self.ahead = None;
         let unsaved = |error: &SourceError| {
             tracing::warn!(
                 error = %telemetry::chain(error),
@@ -1012,6 +1142,16 @@ impl<'a> Term<'a> {
             }
         }
     }
+}
+
+/// Sleeps, also for less than the millisecond in which the runtime's timers count.
+async fn sleep(duration: Duration) {
+    const COARSE: Duration = Duration::from_millis(2);
+    if duration >= COARSE {
+        return tokio::time::sleep(duration).await;
+    }
+    // It never fails; were it cancelled at the runtime's end, nobody would be here any more.
+    let _ = tokio::task::spawn_blocking(move || std::thread::sleep(duration)).await;
 }
 
 /// The span of one record on its way, a child of the command that caused the event. The record's own headers keep the

@@ -69,6 +69,92 @@ async fn a_row_becomes_a_record_with_its_envelope() {
     assert_eq!(headers, expected);
 }
 
+/// Rows that trickle are selected one by one; those of a backlog come by COPY, many at a time, on another connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_gives_the_same_bytes_as_a_trickle() {
+    let bed = Bed::new().await;
+    let relay = bed.relay().await;
+    for n in 0..300 {
+        bed.append(&format!("k{}", n % 7)).await;
+        if n % 50 == 0 {
+            bed.settled().await;
+        }
+    }
+    // Columns of which most rows have none.
+    let rare = "UPDATE entity SET version = version + 1 WHERE id = 'k0';
+        INSERT INTO outbox (event_id, aggregate_type, aggregate_id, aggregate_version, event_type, source, data_schema, tracestate,
+                            correlation_id, metadata, occurred_at, payload)
+        SELECT gen_random_uuid(), 'test', id, version, 'test.moved', '/test', 'x.Y', 'a=b', gen_random_uuid(), '{\"a\": \"b\", \"c\": 1}',
+               '1999-12-31T23:59:59.999999Z', NULL FROM entity WHERE id = 'k0'";
+    bed.client.batch_execute(rare).await.expect("inserted");
+    bed.settled().await;
+    relay.stop().await;
+    assert_eq!(Bed::check(&bed.committed().await, &bed.records().await), 0);
+
+    let forget = "DELETE FROM outbox_relay";
+    bed.client.batch_execute(forget).await.expect("forgotten");
+    let relay = RunningRelay::start(&bed.section("test", "fetch_rows = 50")).await;
+    bed.settled().await;
+    relay.stop().await;
+    assert_eq!(
+        Bed::check(&bed.committed().await, &bed.records().await),
+        301,
+        "each once more, and the same"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_with_holes_is_read_ahead_in_order() {
+    let bed = Bed::new().await;
+    let mut late = bed.connect().await;
+    let late = late.transaction().await.expect("begun");
+    for n in 0..1_500 {
+        if n % 10 == 0 {
+            append(&late, &format!("late{}", n % 3)).await.expect("appended");
+        }
+        if n % 7 == 0 {
+            let rolled_back = "BEGIN; INSERT INTO outbox (event_id, aggregate_type, aggregate_id, aggregate_version, event_type, source)
+                VALUES (gen_random_uuid(), 'test', 'nobody', 1, 'x', '/x'); ROLLBACK";
+            bed.client.batch_execute(rolled_back).await.expect("rolled back");
+        }
+        bed.append(&format!("k{}", n % 40)).await;
+    }
+    let relay = RunningRelay::start(&bed.section("test", "fetch_rows = 50")).await;
+    wait::until("all that is committed is published", PATIENCE, async || {
+        Ok((bed.records().await.len() >= 1_500).then_some(()))
+    })
+    .await
+    .expect("published");
+    late.commit().await.expect("committed");
+    bed.settled().await;
+    relay.stop().await;
+    assert_eq!(Bed::check(&bed.committed().await, &bed.records().await), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notification_wakes_it() {
+    let bed = Bed::new().await;
+    let relay = RunningRelay::start(&bed.section("test", "poll_min = \"1m\"\npoll_max = \"1m\"")).await;
+    wait::until(
+        "it has read once, and sleeps for a minute",
+        PATIENCE,
+        async || Ok(relay.readyz().await.contains("200 OK").then_some(())),
+    )
+    .await
+    .expect("ready");
+    let began = tokio::time::Instant::now();
+    bed.append("k").await;
+    bed.client.batch_execute("NOTIFY outbox").await.expect("notified");
+    bed.settled().await;
+    assert!(
+        began.elapsed() < PATIENCE / 2,
+        "it did not wait for its next poll, but for {:?}",
+        began.elapsed()
+    );
+    relay.stop().await;
+    Bed::check(&bed.committed().await, &bed.records().await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_commits_late_is_published_and_holds_nobody_up() {
     let bed = Bed::new().await;

@@ -11,7 +11,7 @@ use super::{Answer, CommandError, pick, topics};
 use crate::config::{Config, Connection, Outbox};
 use crate::database::Database;
 use crate::protocol::{Progress, Tracker};
-use crate::record::{Record, Rendering, id_of};
+use crate::record::{Record, Rendering};
 use crate::schema::{self, Role};
 use crate::source::Source;
 use crate::source::lease::QuarantineChanges;
@@ -267,12 +267,12 @@ async fn read_all(
         }
         let passed = tracker.fence_is_passed();
         let batch = source
-            .read(tracker.holes(), tracker.head(), FETCH_ROWS, FETCH_BYTES)
+            .read(tracker.seen(), FETCH_ROWS, FETCH_BYTES, false)
             .await?;
         let mut fresh = false;
         for row in &batch.rows {
-            let is_late = is_complete || id_of(row) <= tracker.head();
-            if !tracker.observe(id_of(row)) {
+            let is_late = is_complete || row.id() <= tracker.head();
+            if !tracker.observe(row.id()) {
                 continue;
             }
             fresh = true;
@@ -280,7 +280,7 @@ async fn read_all(
                 committed.late += 1;
                 continue;
             }
-            committed.ids.push(id_of(row));
+            committed.ids.push(row.id());
             if by_event_id {
                 let record = Record::from_row(row, rendering);
                 let entity = format!("{}/{}", record.aggregate_type, record.key);

@@ -11,7 +11,8 @@ use super::{Answer, CommandError, LIMIT, pick};
 use crate::config::Config;
 use crate::database::{Database, Param};
 use crate::publisher::{Publisher, TopicState};
-use crate::record::{Record, id_of, select_list};
+use crate::record::{Record, select_list};
+use crate::row::OutboxRow;
 use crate::schema::{QUARANTINE, RELAY};
 use crate::source::check;
 use crate::sql::identifier;
@@ -101,7 +102,7 @@ pub async fn replay(
             AND EXISTS (SELECT FROM {relay} r WHERE r.name = $6 AND (x.c0 <= r.floor OR r.published @> x.c0))
             AND NOT EXISTS (SELECT FROM {quarantine} q WHERE q.name = $6 AND q.id = x.c0)
           ORDER BY x.c0 LIMIT $2",
-        list = select_list(&outbox.layout, &checked.types),
+        list = select_list(&outbox.layout, &checked.types).list,
         table = outbox.table.quoted(),
         relay = outbox.table.sibling(RELAY),
         quarantine = outbox.table.sibling(QUARANTINE),
@@ -122,9 +123,10 @@ pub async fn replay(
             (&name, Type::TEXT),
         ];
         let (rows, _) = db.rows("read the outbox", &read, &params, FETCH_BYTES).await?;
+        let rows: Vec<OutboxRow> = rows.into_iter().map(OutboxRow::Selected).collect();
         let Some(newest) = rows.last() else { break };
-        first_id = first_id.or_else(|| rows.first().map(id_of));
-        last = id_of(newest);
+        first_id = first_id.or_else(|| rows.first().map(OutboxRow::id));
+        last = newest.id();
         count += rows.len() as u64;
         if dry_run {
             continue;
@@ -145,7 +147,7 @@ pub async fn replay(
                     count - rows.len() as u64
                 )));
             }
-            while !publisher.send(&mut record).map_err(failed)? {
+            while !publisher.send(&mut record, token_of(row)).map_err(failed)? {
                 let acknowledged = collect(&mut publisher)?;
                 if acknowledged > 0 {
                     moved = Instant::now();
@@ -185,9 +187,18 @@ pub async fn replay(
     ))
 }
 
+/// Here a record's token is its id. Ids start at 1; a table whose ids do not is refused at start.
+fn token_of(row: &OutboxRow) -> usize {
+    usize::try_from(row.id()).unwrap_or_default()
+}
+
+fn id_of(token: usize) -> i64 {
+    i64::try_from(token).unwrap_or(i64::MAX)
+}
+
 fn collect(publisher: &mut Publisher) -> Result<usize, CommandError> {
     let mut deliveries = publisher.collect();
-    match deliveries.failure() {
+    match deliveries.failure(id_of) {
         Some(failure) => Err(failed(failure)),
         None => Ok(deliveries.acknowledged.len()),
     }

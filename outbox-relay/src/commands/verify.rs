@@ -11,7 +11,8 @@ use super::{Answer, CommandError, EXIT_DIFFERENCES, LIMIT, pick, topics};
 use crate::config::{Config, Outbox, Versions};
 use crate::database::Database;
 use crate::protocol::RangeSet;
-use crate::record::{Record, Rendering, id_of, select_list};
+use crate::record::{Record, Rendering, select_list};
+use crate::row::OutboxRow;
 use crate::schema::{QUARANTINE, RELAY};
 use crate::source::check;
 use crate::source::retention::numbered_to;
@@ -262,7 +263,7 @@ impl Rows {
         let id = identifier(&outbox.layout.columns.id);
         let text = format!(
             "SELECT {} FROM {} t WHERE t.{id} > $1 ORDER BY t.{id} LIMIT $2",
-            select_list(&outbox.layout, &checked.types),
+            select_list(&outbox.layout, &checked.types).list,
             outbox.table.quoted()
         );
         let read = db.prepare("prepare to read the outbox", text).await?;
@@ -271,8 +272,9 @@ impl Rows {
         loop {
             let params = [(&last as _, Type::INT8), (&FETCH_ROWS as _, Type::INT8)];
             let (rows, _) = db.rows("read the outbox", &read, &params, FETCH_BYTES).await?;
+            let rows: Vec<OutboxRow> = rows.into_iter().map(OutboxRow::Selected).collect();
             let Some(newest) = rows.last() else { return Ok(()) };
-            last = id_of(newest);
+            last = newest.id();
             for row in &rows {
                 let record = Record::from_row(row, rendering);
                 let Some(event) = record.header(header) else {

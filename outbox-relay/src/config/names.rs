@@ -1,5 +1,6 @@
 //! Names of tables and topics.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -64,19 +65,29 @@ impl FromStr for TableName {
 
 /// A topic name in which `{aggregate_type}` stands for the row's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TopicTemplate(String);
+pub struct TopicTemplate {
+    /// What is between the types.
+    pieces: Vec<String>,
+}
 
 const AGGREGATE_TYPE: &str = "{aggregate_type}";
 
 impl TopicTemplate {
-    pub fn topic_of(&self, aggregate_type: &str) -> String {
-        self.0.replace(AGGREGATE_TYPE, aggregate_type)
+    pub fn topic_of(&self, aggregate_type: &str) -> Cow<'_, str> {
+        match self.pieces.as_slice() {
+            [topic] => Cow::Borrowed(topic),
+            pieces => Cow::Owned(pieces.join(aggregate_type)),
+        }
     }
-}
 
-impl TopicTemplate {
     pub(super) fn prefixed(prefix: &str) -> Self {
-        Self(format!("{prefix}.{AGGREGATE_TYPE}"))
+        Self::of(&format!("{prefix}.{AGGREGATE_TYPE}"))
+    }
+
+    fn of(text: &str) -> Self {
+        Self {
+            pieces: text.split(AGGREGATE_TYPE).map(str::to_owned).collect(),
+        }
     }
 }
 
@@ -88,7 +99,7 @@ impl Default for TopicTemplate {
 
 impl fmt::Display for TopicTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.pieces.join(AGGREGATE_TYPE))
     }
 }
 
@@ -99,6 +110,6 @@ impl FromStr for TopicTemplate {
         if text.is_empty() || text.replace(AGGREGATE_TYPE, "").contains(['{', '}', '/', ' ']) {
             return Err("must be a topic name, in which only {aggregate_type} is replaced");
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self::of(text))
     }
 }

@@ -9,5 +9,5 @@ mod versions;
 
 pub use breaker::{Breaker, Cause};
 pub use ranges::RangeSet;
-pub use tracker::{Progress, Read, Tracker};
-pub use versions::{Follows, Versions};
+pub use tracker::{Progress, Read, Seen, Tracker};
+pub use versions::{Entity, Follows, Versions};

@@ -309,13 +309,13 @@ impl Reader {
     }
 
     fn take(&mut self, id: i64, row: Row, passed: bool, topic: &mut Topic, fault: Option<Fault>) {
-        let entity = ("entity", &*row.entity.to_string());
+        let known = self.versions.entity("entity", &row.entity.to_string());
         if self.frozen.contains(&row.entity) && fault != Some(Fault::FrozenFlows) {
             assert!(self.tracker.observe(id));
             self.parked.insert(id, row);
             return;
         }
-        let follows = self.versions.check(entity, row.version);
+        let follows = self.versions.check(known, row.version);
         if matches!(follows, Follows::WithGap { .. }) && !row.poisoned {
             self.tracker.given(id);
             if self.tracker.may_turn_up_below(id, passed) {
@@ -334,7 +334,7 @@ impl Reader {
             self.parked.insert(id, row);
             return;
         }
-        self.versions.saw(entity, row.version);
+        self.versions.saw(known, row.version);
         self.queues[row.entity].push_back((id, row));
         if fault == Some(Fault::PublishedAtHandOver) {
             self.tracker.published(id);
@@ -429,7 +429,8 @@ impl Reader {
         let mut kept: Vec<(i64, Row)> = kept.map(|(id, row)| (*id, *row)).collect();
         if kept.is_empty() {
             self.frozen.remove(&entity);
-            self.versions.forget(("entity", &entity.to_string()));
+            let known = self.versions.entity("entity", &entity.to_string());
+            self.versions.forget(known);
             return;
         }
         kept.sort_by_key(|(_, row)| row.version);

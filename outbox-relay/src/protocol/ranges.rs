@@ -44,6 +44,14 @@ impl RangeSet {
             .is_some_and(|(_, end)| id < *end)
     }
 
+    /// Whether every id of `other` is in.
+    pub fn covers(&self, other: &Self) -> bool {
+        other.iter().all(|range| {
+            let around = self.ranges.range(..=range.start).next_back();
+            around.is_some_and(|(_, end)| range.end <= *end)
+        })
+    }
+
     /// Adds a range; ids that are in already stay in.
     pub fn insert(&mut self, range: Range<i64>) {
         if range.is_empty() {
@@ -152,6 +160,8 @@ mod tests {
                 }
                 let ranges: Vec<_> = set.iter().collect();
                 prop_assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start));
+                let other: RangeSet = [10..12, 20..21].into_iter().collect();
+                prop_assert_eq!(set.covers(&other), [10, 11, 20].iter().all(|id| model.contains(id)));
                 let gaps: BTreeSet<i64> = (5..50).filter(|id| !model.contains(id)).collect();
                 prop_assert_eq!(ids(&set.gaps(5..50)), gaps);
             }

@@ -29,16 +29,69 @@ pub struct Read {
     pub last_id: Option<i64>,
 }
 
+/// Which rows were seen, and by this what a read must ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    head: i64,
+    /// In (floor, head], never seen.
+    holes: RangeSet,
+}
+
+impl Seen {
+    /// The highest id that was seen.
+    pub fn head(&self) -> i64 {
+        self.head
+    }
+
+    /// The ids below the head that a read must ask for.
+    pub fn holes(&self) -> &RangeSet {
+        &self.holes
+    }
+
+    /// Whether the row is new.
+    pub fn is_new(&self, id: i64) -> bool {
+        id > self.head || self.holes.contains(id)
+    }
+
+    /// Whether a read that asked for what was missing here brings all that is missing there. It may have asked for ids
+    /// that are dead by now.
+    pub fn serves(&self, other: &Self) -> bool {
+        self.head == other.head && self.holes.covers(&other.holes)
+    }
+
+    /// These ids are dead: no read need ask for them.
+    pub fn give_up(&mut self, dead: &RangeSet) {
+        for range in dead.iter() {
+            self.holes.remove(range);
+        }
+    }
+
+    /// Whether the row is new, and notes it as seen. Rows must come in the order of their ids, from one statement that
+    /// asked for all holes and for everything above the head.
+    pub fn observe(&mut self, id: i64) -> bool {
+        if id > self.head {
+            self.holes.insert(self.head + 1..id);
+            self.head = id;
+            true
+        } else if self.holes.contains(id) {
+            self.holes.remove(id..id + 1);
+            true
+        } else {
+            false
+        }
+    }
+}
+
 /// The reader's knowledge of one outbox. `T` identifies a transaction.
 #[derive(Debug)]
 pub struct Tracker<T> {
     floor: i64,
     /// Above the floor, published or dead.
     done: RangeSet,
-    head: i64,
-    /// In (floor, head], never seen.
-    holes: RangeSet,
+    seen: Seen,
     fence: Option<Fence<T>>,
+    /// How many fences there were.
+    fences: u64,
 }
 
 #[derive(Debug)]
@@ -58,9 +111,9 @@ impl<T: Eq + Hash> Tracker<T> {
         let mut tracker = Self {
             floor,
             done: published,
-            head,
-            holes,
+            seen: Seen { head, holes },
             fence: None,
+            fences: 0,
         };
         tracker.done.remove(i64::MIN..floor + 1);
         tracker.advance_floor();
@@ -71,35 +124,39 @@ impl<T: Eq + Hash> Tracker<T> {
         self.floor
     }
 
+    pub fn seen(&self) -> &Seen {
+        &self.seen
+    }
+
     pub fn head(&self) -> i64 {
-        self.head
+        self.seen.head
     }
 
     /// The ids below the head that a read must ask for.
     pub fn holes(&self) -> &RangeSet {
-        &self.holes
+        &self.seen.holes
     }
 
     /// How many rows were seen and are not done with.
     pub fn unfinished(&self) -> i64 {
-        self.head - self.floor - self.done.id_count() - self.holes.id_count()
+        self.seen.head - self.floor - self.done.id_count() - self.seen.holes.id_count()
     }
 
     /// The lowest id that was seen and is not done with; the one above the head when there is none.
     pub fn first_open(&self) -> i64 {
         let mut settled = self.done.clone();
-        for range in self.holes.iter() {
+        for range in self.seen.holes.iter() {
             settled.insert(range);
         }
         settled
-            .gaps(self.floor + 1..self.head + 1)
+            .gaps(self.floor + 1..self.seen.head + 1)
             .first()
-            .unwrap_or(self.head + 1)
+            .unwrap_or(self.seen.head + 1)
     }
 
     /// Whether the row is new.
     pub fn is_new(&self, id: i64) -> bool {
-        id > self.head || self.holes.contains(id)
+        self.seen.is_new(id)
     }
 
     /// Whether a row below `id` may still turn up. `in_passed_fence`: the row was read after the fence was passed, so that
@@ -109,48 +166,50 @@ impl<T: Eq + Hash> Tracker<T> {
             Some(fence) if in_passed_fence => fence.head,
             _ => i64::MIN,
         };
-        self.holes
+        self.seen
+            .holes
             .iter()
             .any(|range| range.start.max(settled.saturating_add(1)) < range.end.min(id))
     }
 
-    /// Whether the row is new, and notes it as seen. Rows must come in the order of their ids, from one statement that
-    /// asked for all holes and for everything above the head.
+    /// As [`Seen::observe`].
     pub fn observe(&mut self, id: i64) -> bool {
-        if id > self.head {
-            self.holes.insert(self.head + 1..id);
-            self.head = id;
-            true
-        } else if self.holes.contains(id) {
-            self.holes.remove(id..id + 1);
-            true
-        } else {
-            false
-        }
+        self.seen.observe(id)
     }
 
     /// The sequence has given this id, and maybe nobody will ever commit a row with it. Ids above the head that rolled
     /// back become holes, so that an idle outbox comes to rest with nothing left over. Whoever owns the id holds the
     /// sequence's lock already, so a listing made from now on shows him.
     pub fn given(&mut self, id: i64) {
-        if id > self.head {
-            self.holes.insert(self.head + 1..id + 1);
-            self.head = id;
+        let Seen { head, holes } = &mut self.seen;
+        if id > *head {
+            holes.insert(*head + 1..id + 1);
+            *head = id;
         }
     }
 
     /// The row is done with: Kafka has acknowledged it, or it is kept elsewhere.
     pub fn published(&mut self, id: i64) {
-        if id > self.floor {
-            self.done.insert(id..id + 1);
-            self.advance_floor();
+        self.all_published(&mut [id]);
+    }
+
+    /// The same for many at once, which is much cheaper where they are neighbours. They come back sorted.
+    pub fn all_published(&mut self, ids: &mut [i64]) {
+        ids.sort_unstable();
+        for run in ids.chunk_by(|id, next| *next == id + 1) {
+            if let (Some(first), Some(last)) = (run.first(), run.last())
+                && *last > self.floor
+            {
+                self.done.insert(*first.max(&(self.floor + 1))..last + 1);
+            }
         }
+        self.advance_floor();
     }
 
     /// Whether the transactions should be listed now: there are holes, and no fence waits for a read.
     pub fn wants_listing(&self) -> bool {
         match &self.fence {
-            None => !self.holes.is_empty(),
+            None => !self.seen.holes.is_empty(),
             Some(fence) => !fence.open.is_empty(),
         }
     }
@@ -161,8 +220,9 @@ impl<T: Eq + Hash> Tracker<T> {
         let listed: HashSet<T> = transactions.into_iter().collect();
         match &mut self.fence {
             None => {
+                self.fences += 1;
                 self.fence = Some(Fence {
-                    head: self.head,
+                    head: self.seen.head,
                     open: listed,
                 })
             }
@@ -172,27 +232,33 @@ impl<T: Eq + Hash> Tracker<T> {
 
     /// Whether a read that starts now may end the fence: every transaction it waited for has ended.
     pub fn fence_is_passed(&self) -> bool {
-        self.fence.as_ref().is_some_and(|fence| fence.open.is_empty())
+        self.passed_fence().is_some()
+    }
+
+    /// The number of the fence, once it is passed: reads are told apart by it from those that began too early.
+    pub fn passed_fence(&self) -> Option<u64> {
+        let fence = self.fence.as_ref()?;
+        fence.open.is_empty().then_some(self.fences)
     }
 
     /// Ends the fence after a read that began when [`Tracker::fence_is_passed`] and whose rows have been observed:
-    /// holes up to the fence's head are dead, provided that the read got that far. Returns how many ids died.
-    pub fn end_fence(&mut self, read: Read) -> i64 {
+    /// holes up to the fence's head are dead, provided that the read got that far. Returns the ids that died.
+    pub fn end_fence(&mut self, read: Read) -> RangeSet {
         let reached = |head: i64| !read.full || read.last_id.is_some_and(|id| id >= head);
         let Some(fence) = self
             .fence
             .take_if(|fence| fence.open.is_empty() && reached(fence.head))
         else {
-            return 0;
+            return RangeSet::default();
         };
-        let mut dead = self.holes.clone();
+        let mut dead = self.seen.holes.clone();
         dead.remove(fence.head + 1..i64::MAX);
         for range in dead.iter() {
-            self.holes.remove(range.clone());
+            self.seen.holes.remove(range.clone());
             self.done.insert(range);
         }
         self.advance_floor();
-        dead.id_count()
+        dead
     }
 
     /// What to save: at most `max_ranges` ranges, the lowest; what is left out would be published again after a crash.
@@ -272,7 +338,8 @@ mod tests {
             t.end_fence(Read {
                 full: false,
                 last_id: Some(2)
-            }),
+            })
+            .id_count(),
             1
         );
         t.published(2);
@@ -288,14 +355,16 @@ mod tests {
             t.end_fence(Read {
                 full: true,
                 last_id: Some(4)
-            }),
+            })
+            .id_count(),
             0
         );
         assert_eq!(
             t.end_fence(Read {
                 full: true,
                 last_id: Some(10)
-            }),
+            })
+            .id_count(),
             9
         );
     }
@@ -310,11 +379,45 @@ mod tests {
             t.end_fence(Read {
                 full: false,
                 last_id: Some(5)
-            }),
+            })
+            .id_count(),
             1
         );
         assert_eq!(holes(&t), [3, 4]);
         assert!(t.wants_listing());
+    }
+
+    #[test]
+    fn a_read_that_asked_for_more_serves_and_one_that_asked_for_less_does_not() {
+        let mut asked = tracker();
+        asked.observe(9);
+        asked.observe(4);
+        let mut now = asked.seen().clone();
+        assert!(asked.seen().serves(&now));
+        now.give_up(&[1..3, 6..7].into_iter().collect());
+        assert_eq!(now.holes().iter().flatten().collect::<Vec<_>>(), [3, 5, 7, 8]);
+        assert!(asked.seen().serves(&now) && !now.serves(asked.seen()));
+        now.observe(10);
+        assert!(!asked.seen().serves(&now), "another head");
+    }
+
+    #[test]
+    fn fences_are_told_apart() {
+        let mut t = tracker();
+        t.observe(3);
+        assert_eq!(t.passed_fence(), None);
+        t.list([7]);
+        assert_eq!(t.passed_fence(), None);
+        t.list([]);
+        let first = t.passed_fence();
+        assert!(first.is_some());
+        t.end_fence(Read {
+            full: false,
+            last_id: None,
+        });
+        t.observe(6);
+        t.list([]);
+        assert!(t.passed_fence().is_some() && t.passed_fence() != first);
     }
 
     #[test]
@@ -340,7 +443,8 @@ mod tests {
             t.end_fence(Read {
                 full: false,
                 last_id: None
-            }),
+            })
+            .id_count(),
             2
         );
         assert_eq!((t.floor(), t.unfinished()), (3, 0));

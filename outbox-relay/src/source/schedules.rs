@@ -13,7 +13,7 @@ use super::lease::{Lease, QuarantineChanges};
 use super::*;
 use crate::config::{Config, ENV_PREFIX, Layout};
 use crate::protocol::Tracker;
-use crate::record::entity_of;
+use crate::source::ahead::Reader;
 
 const ENTITIES: usize = 3;
 const WRITERS: usize = 4;
@@ -42,11 +42,19 @@ struct Open {
     ids: Vec<i64>,
 }
 
-struct Reader {
+struct Leader {
     tracker: Tracker<String>,
+    ahead: Option<Ahead>,
     lease: Lease,
     queues: [VecDeque<i64>; ENTITIES],
     unacknowledged: [VecDeque<i64>; ENTITIES],
+}
+
+/// A read that was begun before the rows of the last one were dealt with.
+struct Ahead {
+    asked: Seen,
+    fence: Option<u64>,
+    batch: Batch,
 }
 
 struct World<'w> {
@@ -54,6 +62,8 @@ struct World<'w> {
     clients: &'w [Client],
     control: &'w Client,
     sources: [Source; 2],
+    /// For reading much.
+    bulk: [Reader; 2],
     database: &'w str,
     table: String,
     writers: [Option<Open>; WRITERS],
@@ -62,7 +72,7 @@ struct World<'w> {
     /// Entity and version of each id that is committed.
     committed: BTreeMap<i64, (usize, usize)>,
     versions: [usize; ENTITIES],
-    readers: [Option<Reader>; 2],
+    readers: [Option<Leader>; 2],
     topic: Vec<i64>,
 }
 
@@ -162,16 +172,33 @@ impl World<'_> {
             return;
         };
         let tracker = &mut reader.tracker;
-        let passed = tracker.fence_is_passed();
-        let source = &self.sources[which];
-        let batch = source
-            .read(tracker.holes(), tracker.head(), limit, usize::MAX)
-            .await;
-        let batch = batch.expect("read");
+        let ahead = reader.ahead.take();
+        let (batch, passed) = match ahead.filter(|ahead| ahead.asked.serves(tracker.seen())) {
+            Some(Ahead { fence, batch, .. }) => (batch, fence.is_some() && fence == tracker.passed_fence()),
+            None => {
+                let passed = tracker.fence_is_passed();
+                let expected = self.random.below(2) == 0;
+                let read = self.sources[which].read(tracker.seen(), limit, usize::MAX, expected);
+                (read.await.expect("read"), passed)
+            }
+        };
+        if batch.read.full {
+            let fence = tracker.passed_fence();
+            let mut asked = tracker.seen().clone();
+            for row in &batch.rows {
+                asked.observe(row.id());
+            }
+            let read = self.bulk[which].read(&asked, limit, usize::MAX).await;
+            let batch = read.expect("read");
+            reader.ahead = Some(Ahead { asked, fence, batch });
+        }
         for row in &batch.rows {
-            let id = id_of(row);
+            let id = row.id();
             if tracker.observe(id) {
-                let entity: usize = entity_of(row).1.parse().expect("a number");
+                let mut columns = row.columns();
+                let (_id, _event, _type) = (columns.bytes(), columns.bytes(), columns.bytes());
+                let key = columns.text().expect("text").expect("a key");
+                let entity: usize = key.parse().expect("a number");
                 reader.queues[entity].push_back(id);
             }
         }
@@ -269,8 +296,9 @@ impl World<'_> {
                 .acquire(&owner, None, TTL)
                 .await
                 .expect("asked");
-            self.readers[which] = lease.map(|lease| Reader {
+            self.readers[which] = lease.map(|lease| Leader {
                 tracker: Tracker::resume(lease.progress.clone()),
+                ahead: None,
                 lease,
                 queues: Default::default(),
                 unacknowledged: Default::default(),
@@ -400,16 +428,17 @@ async fn nothing_is_lost_and_order_holds_in_any_schedule() {
         );
         let config =
             config::parse(config::Sources::new(ENV_PREFIX).toml(&toml), Config::read).expect("valid");
-        let connect = async || {
-            Source::connect(&table, &config.outboxes[&table])
-                .await
-                .expect("fit")
-        };
+        let outbox = &config.outboxes[&table];
+        let connect = async || Source::connect(&table, outbox).await.expect("fit");
+        let sources = [connect().await, connect().await];
+        let connect = async |source| Reader::connect(source, outbox).await.expect("connected");
+        let bulk = [connect(&sources[0]).await, connect(&sources[1]).await];
         let mut world = World {
             random: Random(*seed),
             clients: &clients,
             control: &control,
-            sources: [connect().await, connect().await],
+            bulk,
+            sources,
             database: database.name(),
             table: table.clone(),
             writers: Default::default(),
