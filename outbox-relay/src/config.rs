@@ -206,7 +206,7 @@ impl Outbox {
         let poll_max = reader.duration(&key("poll_max"), 25 * MS, MS..=MINUTE);
         let lease_ttl = reader.duration(&key("lease_ttl"), 10 * SECOND, SECOND..=10 * MINUTE);
         let save_interval = reader.duration(&key("save_interval"), 250 * MS, 10 * MS..=10 * SECOND);
-        let fetch_rows = reader.number(&key("fetch_rows"), 5_000, 1..=100_000);
+        let fetch_rows = reader.number(&key("fetch_rows"), 2_500, 1..=100_000);
         let fetch_bytes = reader.number(&key("fetch_bytes"), 8 << 20, 1 << 10..=1 << 30);
         let delivery_timeout = reader.duration(&key("delivery_timeout"), MINUTE, SECOND..=10 * MINUTE);
         profile?;

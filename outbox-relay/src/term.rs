@@ -1,9 +1,10 @@
 //! One term as leader of an outbox: reads, publishes, saves.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ahash::{HashMap, HashSet};
 use envelope::header;
 use service::telemetry;
 use slab::Slab;
@@ -67,6 +68,7 @@ pub(crate) enum Ended {
 /// A record that Kafka has not acknowledged yet.
 struct InFlight {
     id: i64,
+    entity: Entity,
     occurred_at: Option<Micros>,
     handed: Instant,
     /// What becomes of its row of the quarantine, if it has one.
@@ -159,7 +161,7 @@ impl<'a> Term<'a> {
             in_flight: Slab::new(),
             acknowledged: Vec::new(),
             alone: None,
-            frozen: HashMap::new(),
+            frozen: HashMap::default(),
             changes: QuarantineChanges::default(),
             parked_bytes: 0,
             retried: VecDeque::new(),
@@ -392,7 +394,7 @@ impl<'a> Term<'a> {
             && checked.is_none_or(|version| self.versions.check(entity, version) == Follows::Well)
             && self.publisher.knows(&record.topic)
             && !self.lease_is_short(now);
-        if !is_plain || !self.hand_to_kafka(record, None, &mut None, now)? {
+        if !is_plain || !self.hand_to_kafka(record, entity, None, &mut None, now)? {
             return Ok(false);
         }
         self.memory.breaker.saw();
@@ -444,7 +446,7 @@ impl<'a> Term<'a> {
                 );
                 // What is before it of its entity must be on Kafka when it is kept: after a crash nobody knows of what was in
                 // flight, and the quarantine may be worked off before that is read again.
-                if !self.settle(shutdown).await? {
+                if !self.settle_entity(known, shutdown).await? {
                     return Ok(false);
                 }
                 self.memory.suspects.remove(&record.id);
@@ -602,6 +604,22 @@ impl<'a> Term<'a> {
         Ok(sent)
     }
 
+    /// Waits until no record of an entity is in flight. `false` at shutdown.
+    async fn settle_entity(
+        &mut self,
+        entity: Entity,
+        shutdown: &CancellationToken,
+    ) -> Result<bool, TermError> {
+        while self.in_flight.iter().any(|(_, record)| record.entity == entity) {
+            if shutdown.is_cancelled() {
+                return Ok(false);
+            }
+            tokio::time::sleep(COLLECT).await;
+            self.tick().await?;
+        }
+        Ok(true)
+    }
+
     /// Waits until nothing is in flight. `false` at shutdown.
     async fn settle(&mut self, shutdown: &CancellationToken) -> Result<bool, TermError> {
         while !self.in_flight.is_empty() {
@@ -620,10 +638,11 @@ impl<'a> Term<'a> {
         kept: Option<KeptAs>,
         shutdown: &CancellationToken,
     ) -> Result<bool, TermError> {
+        let entity = self.versions.entity(record.aggregate_type, record.key);
         let mut span = self.context.traced.then(|| Box::new(send_span(record)));
         loop {
             self.keep_lease().await?;
-            if self.hand_to_kafka(record, kept, &mut span, Instant::now())? {
+            if self.hand_to_kafka(record, entity, kept, &mut span, Instant::now())? {
                 return Ok(true);
             }
             if shutdown.is_cancelled() {
@@ -638,6 +657,7 @@ impl<'a> Term<'a> {
     fn hand_to_kafka(
         &mut self,
         record: &mut Record<'_>,
+        entity: Entity,
         kept: Option<KeptAs>,
         span: &mut Option<Box<Span>>,
         now: Instant,
@@ -652,6 +672,7 @@ impl<'a> Term<'a> {
         // Under the key that was vacant, and is the token of its delivery.
         self.in_flight.insert(InFlight {
             id: record.id,
+            entity,
             occurred_at: record.occurred_at,
             handed: now,
             kept,

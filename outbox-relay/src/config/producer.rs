@@ -44,9 +44,9 @@ const PRODUCER_DEFAULTS: [(&str, &str); 7] = [
     ("linger.ms", "0"),
     ("compression.type", "lz4"),
     ("batch.num.messages", "10000"),
-    // Bounds what is in flight, and with it the memory: with its headers a record takes three times its payload. It is some
-    // full batches for each of several partitions.
-    ("queue.buffering.max.messages", "10000"),
+    // Bounds what is in flight, and with it the memory: with its headers a small record takes 2 kB. It is a full batch for
+    // each of several partitions.
+    ("queue.buffering.max.messages", "8000"),
     ("queue.buffering.max.kbytes", "16384"),
     ("message.max.bytes", "1000012"),
 ];
