@@ -44,6 +44,13 @@ pub(crate) async fn processes() -> Result<()> {
     Ok(())
 }
 
+/// These packages alone, with their own features and no others.
+pub(crate) async fn packages(names: &[&str]) -> Result<()> {
+    let named = names.iter().flat_map(|name| ["--package", name]);
+    let args: Vec<&str> = ["build", "--release"].into_iter().chain(named).collect();
+    cargo(&args, &[]).await
+}
+
 /// Runs Cargo with its output where ours goes. It ends, with all that it started, when this is dropped.
 pub(crate) async fn cargo(args: &[&str], env: &[(&str, String)]) -> Result<()> {
     let mut child = tokio::process::Command::new("cargo")

@@ -6,6 +6,7 @@
 )]
 
 mod background;
+mod bench;
 mod build;
 mod chaos;
 mod demo;
@@ -51,6 +52,9 @@ enum Command {
     },
     /// Checks everything: formatting, lints, documentation, dependencies, and all tests
     Test(tests::Options),
+    /// Measures, on servers of its own; results go to bench/results
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// PostgreSQL and Kafka alone, in the background, for running tests with plain cargo test
     #[command(subcommand)]
     Stack(StackCommand),
@@ -60,6 +64,12 @@ enum Command {
         #[command(subcommand)]
         what: Supervised,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// The relay against the limit, Debezium and a polling peer; --help says how much of it
+    Relay(bench::Arguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -106,6 +116,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Logs(options) => local::logs(&options),
         Command::Order { id } => local::order(&id),
         Command::Test(options) => tests::run(options).await,
+        Command::Bench(BenchCommand::Relay(arguments)) => bench::relay(&arguments).await,
         Command::Stack(StackCommand::Up) => stack::up().await,
         Command::Stack(StackCommand::Down) => stack::down().await,
         Command::Supervise {

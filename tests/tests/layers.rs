@@ -7,7 +7,7 @@ use std::path::Path;
 use cargo_metadata::{DependencyKind, MetadataCommand, TargetKind};
 
 /// For people, not for production: they may be what processes may not.
-const TOOLS: [&str; 3] = ["demo", "dev-cli", "tests"];
+const TOOLS: [&str; 4] = ["bench", "demo", "dev-cli", "tests"];
 /// Names that must be there at the top.
 const TOP: [&str; 14] = [
     "ARCHITECTURE.md",

@@ -33,6 +33,7 @@ pub struct Builder {
     table: String,
     settings: Vec<(String, String)>,
     worker_settings: Vec<(String, String)>,
+    jvm: Vec<String>,
 }
 
 impl Builder {
@@ -45,6 +46,12 @@ impl Builder {
     /// Any property of the Connect worker.
     pub fn worker_setting(mut self, name: &str, value: &str) -> Self {
         self.worker_settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// An option of the JVM, such as `-Xmx1g`, behind those of this crate: the last one counts.
+    pub fn jvm_option(mut self, option: &str) -> Self {
+        self.jvm.push(option.to_owned());
         self
     }
 
@@ -66,6 +73,7 @@ impl Builder {
                 database_url: self.database_url.clone(),
                 slot: self.slot().to_owned(),
                 port: ports::free_ports(1)?[0],
+                jvm: self.jvm.clone(),
                 child: None,
             };
             self.write_settings(&worker)?;
@@ -169,6 +177,7 @@ pub struct Debezium {
     database_url: String,
     slot: String,
     port: u16,
+    jvm: Vec<String>,
     child: Option<Child>,
 }
 
@@ -183,6 +192,7 @@ impl Debezium {
             table: table.to_owned(),
             settings: Vec::new(),
             worker_settings: Vec::new(),
+            jvm: Vec::new(),
         }
     }
 
@@ -225,6 +235,7 @@ impl Debezium {
         .await?;
         let mut child = Launch::new("Debezium", &self.java, &self.log)
             .args(kafka::jvm_options(&self.folder))
+            .args(&self.jvm)
             .args([OsString::from("-cp"), kafka::classpath(&kafka::jars_dir()?)])
             .args([
                 "org.apache.kafka.connect.cli.ConnectStandalone",

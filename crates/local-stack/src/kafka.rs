@@ -46,6 +46,7 @@ pub struct Builder {
     sasl_tls: bool,
     authorizer: bool,
     settings: Vec<(String, String)>,
+    jvm: Vec<String>,
 }
 
 impl Builder {
@@ -77,6 +78,12 @@ impl Builder {
     /// Any setting of server.properties.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// An option of the JVM, such as `-Xmx1g`, behind those of this crate: the last one counts.
+    pub fn jvm_option(mut self, option: &str) -> Self {
+        self.jvm.push(option.to_owned());
         self
     }
 
@@ -113,6 +120,7 @@ impl Builder {
                     port: free[2],
                     ca_file: authority.ca_file(),
                 }),
+                jvm: self.jvm.clone(),
                 child: None,
             };
             let mut settings = self.settings.clone();
@@ -152,6 +160,7 @@ pub struct Kafka {
     log: PathBuf,
     port: u16,
     sasl_tls: Option<SaslTls>,
+    jvm: Vec<String>,
     child: Option<Child>,
 }
 
@@ -171,7 +180,17 @@ impl Kafka {
             sasl_tls: false,
             authorizer: false,
             settings: Vec::new(),
+            jvm: Vec::new(),
         }
+    }
+
+    pub fn id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Where its topics are: a folder for each partition.
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     pub fn port(&self) -> u16 {
@@ -264,6 +283,7 @@ impl Kafka {
         }
         let mut child = Launch::new("Kafka", &self.java, &self.log)
             .args(jvm_options(&self.folder))
+            .args(&self.jvm)
             .args([
                 OsString::from("-cp"),
                 self.classpath.clone(),

@@ -234,6 +234,11 @@ impl Postgres {
         self.port
     }
 
+    /// Of the first of its processes, whose children the others are.
+    pub fn id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Where the data is: below the folder, or in `/var/tmp` if the cluster's user cannot get there.
     pub fn data(&self) -> &Path {
         &self.data

@@ -1,0 +1,62 @@
+//! The benchmarks behind `./dev bench`: on real servers of their own, one run on one machine. `docs/benchmarks.md` says what is
+//! measured how.
+#![expect(clippy::print_stderr, reason = "a command line tool talks to its terminal")]
+
+mod meter;
+mod relay;
+mod report;
+mod servers;
+mod stats;
+mod topics;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "bench",
+    version,
+    about = "The benchmarks behind ./dev bench",
+    max_term_width = 110
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The relay against the limit, Debezium and a polling peer
+    Relay(relay::Options),
+    /// Publishes an outbox as fast as can be and keeps nothing; what the relay is compared with
+    #[command(hide = true)]
+    Limit(relay::limit::Options),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Relay(options) => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            runtime
+                .map_err(Into::into)
+                .and_then(|runtime| runtime.block_on(relay::run(options)))
+        }
+        // One thread reads and hands over; the client's own do the rest.
+        Command::Limit(options) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime
+                .map_err(Into::into)
+                .and_then(|runtime| runtime.block_on(relay::limit::run(options)))
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

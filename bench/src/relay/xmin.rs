@@ -1,0 +1,90 @@
+//! A transaction that holds its snapshot for minutes: nothing that is removed or overwritten meanwhile can be cleaned up.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use local_stack::wait;
+
+use super::contender::{self, RelayOptions};
+use super::outbox::Poison;
+use super::{Run, churn, filled};
+use crate::report::{Section, number, thousands};
+use crate::stats::median;
+use crate::topics::{self, PARTITIONS};
+use crate::ui;
+
+/// Rows a second that come and go.
+const CHURN: u64 = 5_000;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub(crate) async fn run(run: &mut Run) -> Result<()> {
+    let sizes = run.sizes;
+    let mut outbox = filled(&run.servers, "xmin", sizes.rows, Poison::None).await?;
+    let mut drains = [Vec::new(), Vec::new()];
+    for round in 1..=run.own_runs() {
+        drains[0].push(
+            run.drain(&format!("before ({round})"), &outbox, 0, sizes.rows)
+                .await?,
+        );
+    }
+    let holder = run.servers.connect("xmin").await?;
+    holder
+        .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        .await?;
+    let topic = run.topic();
+    topics::create(&run.servers.brokers(), &topic, PARTITIONS, None).await?;
+    let mut running = contender::relay(&run.servers, &outbox.url, &topic, &RelayOptions::REMOVING).await?;
+    let what = format!("{:?} of churn while a snapshot is held", sizes.hold);
+    ui::quiet_step(&what, async {
+        let began = Instant::now();
+        let mut ticks = tokio::time::interval(Duration::from_millis(200));
+        while began.elapsed() < sizes.hold {
+            ticks.tick().await;
+            outbox.fill(CHURN / 5, Poison::None).await?;
+            running.check()?;
+        }
+        wait::until("everything is published", PATIENCE, async || {
+            Ok((outbox.floor().await? >= outbox.rows).then_some(()))
+        })
+        .await
+    })
+    .await?;
+    running.stop().await?;
+    run.delete(&[&topic]).await?;
+    let dead = churn::state(&outbox).await?;
+    let floor = outbox.rows;
+    ui::quiet_step(
+        "rows for the rate after it",
+        outbox.fill(sizes.rows, Poison::None),
+    )
+    .await?;
+    for round in 1..=run.own_runs() {
+        let what = format!("with the snapshot held ({round})");
+        drains[1].push(run.drain(&what, &outbox, floor, sizes.rows).await?);
+    }
+    holder.batch_execute("ROLLBACK").await?;
+    let rates = [0, 1].map(|which: usize| median(drains[which].iter().map(|drain| drain.rate)));
+    let ratio = rates[0].zip(rates[1]).map(|(before, held)| held / before);
+    let mut section = Section::new("A snapshot that is held")
+        .note(format!(
+            "A REPEATABLE READ transaction stays open while {} rows/s come, are published and removed for {:?}; then the same \
+             drain as before it, with the transaction still open. By then {} dead rows could not be cleaned up.",
+            thousands(CHURN as f64),
+            sizes.hold,
+            thousands(dead.dead)
+        ))
+        .columns(&["", "rows/s", "ratio"]);
+    section.row([
+        "before".to_owned(),
+        thousands(rates[0].unwrap_or_default()),
+        String::new(),
+    ]);
+    section.row([
+        "held".to_owned(),
+        thousands(rates[1].unwrap_or_default()),
+        number(ratio, 3),
+    ]);
+    run.report.section(section);
+    run.report.figure("held_xmin_ratio", ratio);
+    Ok(())
+}
