@@ -52,7 +52,7 @@ pub(crate) struct Options {
     /// Only these contenders, separated by commas, in the parts that compare them
     #[arg(long, value_enum, value_delimiter = ',')]
     contenders: Vec<Who>,
-    /// Small sizes, one run, no tuning: whether it works, in two minutes; the figures say little
+    /// Small sizes, one run, no tuning: whether it works, in two to four minutes; the figures say little
     #[arg(long)]
     quick: bool,
     /// Writers send NOTIFY after each commit, on a connection of its own

@@ -47,10 +47,10 @@ pub(crate) async fn run(run: &mut Run) -> Result<()> {
 
     let floor = outbox.floor().await?;
     ensure!(floor == outbox.rows, "the relay is at {floor} of {}", outbox.rows);
-    ui::quiet_step(
-        "rows for the rate after it",
-        outbox.fill(sizes.rows, Poison::None),
-    )
+    ui::quiet_step("rows for the rate after it", async {
+        outbox.fill(sizes.rows, Poison::None).await?;
+        outbox.settle().await
+    })
     .await?;
     let after = drains(run, "after the churn", &outbox, floor).await?;
     let size_refilled = state(&outbox).await?;

@@ -53,10 +53,10 @@ pub(crate) async fn run(run: &mut Run) -> Result<()> {
     run.delete(&[&topic]).await?;
     let dead = churn::state(&outbox).await?;
     let floor = outbox.rows;
-    ui::quiet_step(
-        "rows for the rate after it",
-        outbox.fill(sizes.rows, Poison::None),
-    )
+    ui::quiet_step("rows for the rate after it", async {
+        outbox.fill(sizes.rows, Poison::None).await?;
+        outbox.settle().await
+    })
     .await?;
     for round in 1..=run.own_runs() {
         let what = format!("with the snapshot held ({round})");
