@@ -44,9 +44,8 @@ fn main() -> ExitCode {
                 .map_err(Into::into)
                 .and_then(|runtime| runtime.block_on(relay::run(options)))
         }
-        // One thread reads and hands over; the client's own do the rest.
         Command::Limit(options) => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
             runtime
                 .map_err(Into::into)
                 .and_then(|runtime| runtime.block_on(relay::limit::run(options)))

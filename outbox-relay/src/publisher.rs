@@ -118,9 +118,11 @@ pub(crate) struct Publisher {
     known_topics: HashSet<String>,
 }
 
-/// Events served at once. One call of rdkafka's serves one event, a batch of reports; it spins through the last
-/// millisecond of any other timeout than zero.
-const EVENTS_A_CALL: usize = 64;
+/// Events served at once, at the most: more than there are, since each is about a record at least. One call of rdkafka's
+/// serves one event, a batch of reports; it spins through the last millisecond of any other timeout than zero.
+const EVENTS_A_CALL: usize = 100_000;
+/// Events among which a complaint is looked for.
+const COMPLAINTS: usize = 64;
 /// How long to wait for a topic's metadata.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -196,7 +198,7 @@ impl Publisher {
 
     /// Why Kafka cannot be reached, as the client has it: a wrong password looks like a broker that is away otherwise.
     fn complaint(&self) -> Option<String> {
-        for _ in 0..EVENTS_A_CALL {
+        for _ in 0..COMPLAINTS {
             self.producer.poll(Duration::ZERO);
         }
         let complaint = self.producer.context().complaint.lock();

@@ -645,11 +645,16 @@ impl<'a> Term<'a> {
             if self.hand_to_kafka(record, entity, kept, &mut span, Instant::now())? {
                 return Ok(true);
             }
-            if shutdown.is_cancelled() {
-                return Ok(false);
+            // Room is made for many: were each place that becomes free taken at once, records would go to the broker one by
+            // one, in requests of their own, and stay with that.
+            let low = self.in_flight.len() / 2;
+            while self.in_flight.len() > low {
+                if shutdown.is_cancelled() {
+                    return Ok(false);
+                }
+                tokio::time::sleep(COLLECT).await;
+                self.tick().await?;
             }
-            tokio::time::sleep(COLLECT).await;
-            self.tick().await?;
         }
     }
 
