@@ -89,7 +89,7 @@ async fn the_sql_of_the_guide_does_what_it_says() {
     let relay = bed.relay().await;
 
     let taken = blocks("sql");
-    assert_eq!(taken.len(), 6, "blocks of SQL in the guide");
+    assert_eq!(taken.len(), 7, "blocks of SQL in the guide");
     for block in taken {
         let block = block.replace("'bank.audit'", &format!("'{audit}'"));
         if let Err(error) = bed.client.batch_execute(&block).await {
