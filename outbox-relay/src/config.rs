@@ -202,7 +202,7 @@ impl Outbox {
                 .map(Some),
             Err(reported) => Err(reported),
         };
-        let poll_min = reader.duration(&key("poll_min"), MS / 2, MS / 10..=MINUTE);
+        let poll_min = reader.duration(&key("poll_min"), 3 * MS / 10, MS / 10..=MINUTE);
         let poll_max = reader.duration(&key("poll_max"), 25 * MS, MS..=MINUTE);
         let lease_ttl = reader.duration(&key("lease_ttl"), 10 * SECOND, SECOND..=10 * MINUTE);
         let save_interval = reader.duration(&key("save_interval"), 250 * MS, 10 * MS..=10 * SECOND);

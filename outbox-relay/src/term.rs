@@ -53,6 +53,8 @@ const DECIDED_KEYS: i64 = 100;
 const PROPAGATION: Duration = Duration::from_secs(3);
 /// How long to wait for somebody else to flush the log before doing it ourselves.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(5);
+/// Fewer acknowledged rows than these are saved at leisure.
+const FEW_ROWS: usize = 1_000;
 /// The time is taken once for so many rows.
 const CLOCK_ROWS: u32 = 64;
 /// Acknowledged ids that wait for the tracker, at the most, about.
@@ -119,6 +121,8 @@ pub(crate) struct Term<'a> {
     retried: VecDeque<(String, String)>,
     /// There is progress that is not saved.
     unsaved: bool,
+    /// Acknowledged since the last save.
+    unsaved_rows: usize,
     saved: Instant,
     /// Last acknowledgement, or moment at which nothing was in flight.
     moved: Instant,
@@ -166,6 +170,7 @@ impl<'a> Term<'a> {
             parked_bytes: 0,
             retried: VecDeque::new(),
             unsaved: false,
+            unsaved_rows: 0,
             // Due at once: a relay that crashes again and again must come forward all the same.
             saved: now.checked_sub(context.config.save_interval).unwrap_or(now),
             moved: now,
@@ -648,12 +653,15 @@ impl<'a> Term<'a> {
             // Room is made for many: were each place that becomes free taken at once, records would go to the broker one by
             // one, in requests of their own, and stay with that.
             let low = self.in_flight.len() / 2;
-            while self.in_flight.len() > low {
+            loop {
                 if shutdown.is_cancelled() {
                     return Ok(false);
                 }
                 tokio::time::sleep(COLLECT).await;
                 self.tick().await?;
+                if self.in_flight.len() <= low {
+                    break;
+                }
             }
         }
     }
@@ -753,6 +761,7 @@ impl<'a> Term<'a> {
             self.meter.published(deliveries.acknowledged.len() as u64);
             self.moved = now;
             self.unsaved = true;
+            self.unsaved_rows += deliveries.acknowledged.len();
             if many {
                 self.note_published();
             }
@@ -777,10 +786,17 @@ impl<'a> Term<'a> {
         } else if self.moved.elapsed() > self.context.config.delivery_timeout {
             return Err(PublishError::Stalled(self.context.config.delivery_timeout).into());
         }
-        if self.unsaved && self.saved.elapsed() >= self.context.config.save_interval {
+        if self.unsaved && self.saved.elapsed() >= self.save_pause() {
             self.save(self.context.config.lease_ttl).await?;
         }
         self.keep_lease().await
+    }
+
+    /// How long after a save the next one is due. Reads wait for a save's way to the disk, so that where rows trickle, the saves
+    /// would be what the slowest hundredth of them waits for; and few would be repeated.
+    fn save_pause(&self) -> Duration {
+        let is_little = self.unsaved_rows < FEW_ROWS && self.changes.is_empty();
+        self.context.config.save_interval * if is_little { 4 } else { 1 }
     }
 
     fn lease_is_short(&self, now: Instant) -> bool {
@@ -835,6 +851,7 @@ impl<'a> Term<'a> {
         self.parked_bytes = 0;
         self.saved = Instant::now();
         self.unsaved = false;
+        self.unsaved_rows = 0;
         let metrics = &self.context.metrics;
         metrics.lease_remaining.set(ttl.as_secs_f64());
         metrics.floor_lag.set(self.tracker.head() - self.tracker.floor());

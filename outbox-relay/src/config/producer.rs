@@ -12,6 +12,9 @@ pub(super) fn config(kafka: &Kafka, password: Option<&SecretString>) -> ClientCo
     for (name, value) in PRODUCER_DEFAULTS {
         config.set(name, value);
     }
+    // A record that is larger than the queue would wait for room for ever.
+    let largest = max_record_bytes(kafka).div_ceil(1024);
+    config.set(QUEUE_KBYTES, largest.max(MIN_QUEUE_KBYTES).to_string());
     for (name, value) in &kafka.properties {
         config.set(name, value);
     }
@@ -37,8 +40,12 @@ pub(super) fn max_record_bytes(kafka: &Kafka) -> usize {
 /// The broker's default.
 const DEFAULT_MAX_RECORD_BYTES: usize = 1_000_012;
 
+/// Bounds the bytes in flight.
+const QUEUE_KBYTES: &str = "queue.buffering.max.kbytes";
+const MIN_QUEUE_KBYTES: usize = 16_384;
+
 /// What fits most; any of it can be overridden.
-const PRODUCER_DEFAULTS: [(&str, &str); 7] = [
+const PRODUCER_DEFAULTS: [(&str, &str); 6] = [
     ("client.id", "outbox-relay"),
     // Batches form by themselves while a request is in flight; waiting for more only costs latency.
     ("linger.ms", "0"),
@@ -47,7 +54,6 @@ const PRODUCER_DEFAULTS: [(&str, &str); 7] = [
     // Bounds what is in flight, and with it the memory: with its headers a small record takes 2 kB. It is a full batch for
     // each of several partitions.
     ("queue.buffering.max.messages", "8000"),
-    ("queue.buffering.max.kbytes", "16384"),
     ("message.max.bytes", "1000012"),
 ];
 
