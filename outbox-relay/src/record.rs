@@ -1,9 +1,10 @@
 //! A row of the outbox as a Kafka record.
 
-use envelope::header;
-use rdkafka::message::{Header, Headers as _, OwnedHeaders};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+
+use envelope::header;
+use rdkafka::message::{Header, Headers as _, OwnedHeaders};
 use uuid::Uuid;
 
 use crate::config::{Columns, HeaderStyle, Layout, TopicTemplate};
@@ -13,11 +14,6 @@ use crate::time::Micros;
 
 /// What Kafka adds to a record in a batch of its own, at the most: batch header, lengths, offsets, timestamps.
 const RECORD_OVERHEAD: usize = 128;
-
-/// Positions in [`select_list`] of what may be a UUID.
-const EVENT_ID: u32 = 1;
-const CORRELATION_ID: u32 = 11;
-const CAUSATION_ID: u32 = 12;
 
 /// What is read of a row.
 #[derive(Debug, Clone)]
@@ -54,27 +50,28 @@ pub(crate) fn select_list(layout: &Layout, types: &BTreeMap<String, String>) -> 
         payload,
     } = &layout.columns;
     // What only CloudEvents have is not read for others.
-    let in_cloud_events = |name: &Option<String>| match layout.headers.style {
-        HeaderStyle::CloudEvents => name.clone(),
-        HeaderStyle::Debezium => None,
+    let in_cloud_events = |name| match layout.headers.style {
+        HeaderStyle::CloudEvents => name,
+        HeaderStyle::Debezium => &None,
     };
     let type_of = |name: &str| types.get(name).map_or("", String::as_str);
+    // An expression, and whether it is a UUID.
     let cast = |name: &Option<String>, wanted: &str| match name {
-        None => format!("NULL::{wanted}"),
-        Some(name) if type_of(name) == wanted => format!("t.{}", identifier(name)),
-        Some(name) => format!("t.{}::{wanted}", identifier(name)),
+        None => (format!("NULL::{wanted}"), false),
+        Some(name) if type_of(name) == wanted => (format!("t.{}", identifier(name)), wanted == "uuid"),
+        Some(name) => (format!("t.{}::{wanted}", identifier(name)), false),
     };
     // A UUID is smaller as it is.
     let uuid = |name: &Option<String>| match name {
-        Some(column) if type_of(column) == "uuid" => format!("t.{}", identifier(column)),
-        other => cast(other, "text"),
+        Some(column) if type_of(column) == "uuid" => cast(name, "uuid"),
+        _ => cast(name, "text"),
     };
     let time = match occurred_at {
         Some(name) if type_of(name) == "timestamp without time zone" => {
-            format!("t.{} AT TIME ZONE 'UTC'", identifier(name))
+            (format!("t.{} AT TIME ZONE 'UTC'", identifier(name)), false)
         }
         Some(name) if matches!(type_of(name), "bigint" | "integer" | "numeric") => {
-            format!("to_timestamp(t.{} / 1000.0)", identifier(name))
+            (format!("to_timestamp(t.{} / 1000.0)", identifier(name)), false)
         }
         other => cast(other, "timestamp with time zone"),
     };
@@ -88,19 +85,19 @@ pub(crate) fn select_list(layout: &Layout, types: &BTreeMap<String, String>) -> 
         cast(aggregate_type, "text"),
         cast(&Some(aggregate_id.clone()), "text"),
         cast(aggregate_version, "bigint"),
-        cast(&in_cloud_events(event_type), "text"),
-        cast(&in_cloud_events(schema_version), "integer"),
+        cast(in_cloud_events(event_type), "text"),
+        cast(in_cloud_events(schema_version), "integer"),
         cast(topic, "text"),
-        cast(&in_cloud_events(source), "text"),
-        cast(&in_cloud_events(content_type), "text"),
-        cast(&in_cloud_events(data_schema), "text"),
-        uuid(&in_cloud_events(correlation_id)),
-        uuid(&in_cloud_events(causation_id)),
-        cast(&in_cloud_events(traceparent), "text"),
-        cast(&in_cloud_events(tracestate), "text"),
-        cast(&in_cloud_events(metadata), "jsonb"),
+        cast(in_cloud_events(source), "text"),
+        cast(in_cloud_events(content_type), "text"),
+        cast(in_cloud_events(data_schema), "text"),
+        uuid(in_cloud_events(correlation_id)),
+        uuid(in_cloud_events(causation_id)),
+        cast(in_cloud_events(traceparent), "text"),
+        cast(in_cloud_events(tracestate), "text"),
+        cast(in_cloud_events(metadata), "jsonb"),
         time,
-        bytes,
+        (bytes, false),
     ];
     list.extend(
         layout
@@ -109,23 +106,16 @@ pub(crate) fn select_list(layout: &Layout, types: &BTreeMap<String, String>) -> 
             .iter()
             .map(|(_, name)| cast(&Some(name.clone()), "text")),
     );
-    let uuids = [
-        (EVENT_ID, event_id.clone()),
-        (CORRELATION_ID, in_cloud_events(correlation_id)),
-        (CAUSATION_ID, in_cloud_events(causation_id)),
-    ];
-    let uuids = uuids
-        .iter()
-        .filter(|(_, name)| name.as_deref().is_some_and(|name| type_of(name) == "uuid"))
-        .fold(0, |bits, (position, _)| bits | 1 << position);
     let named: Vec<String> = list
         .iter()
         .enumerate()
-        .map(|(position, expression)| format!("{expression} AS c{position}"))
+        .map(|(position, (expression, _))| format!("{expression} AS c{position}"))
         .collect();
+    // All of them are among the first columns.
+    let uuids = (0..u32::BITS).zip(&list).filter(|(_, (_, is_uuid))| *is_uuid);
     Selection {
         list: named.join(", "),
-        uuids,
+        uuids: uuids.fold(0, |bits, (position, _)| bits | 1 << position),
     }
 }
 
@@ -290,7 +280,7 @@ impl<'a> Record<'a> {
                 }
                 headers.put_path(header::CE_SUBJECT, aggregate_type, key);
                 if let Some(time) = occurred_at {
-                    time.rfc3339(|text| headers.put(header::CE_TIME, text));
+                    envelope::time::rfc3339(time.0, |text| headers.put(header::CE_TIME, text));
                 }
                 for (name, value) in [
                     (header::CE_DATASCHEMA, data_schema),

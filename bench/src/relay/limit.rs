@@ -51,6 +51,9 @@ const PRODUCER: [(&str, &str); 11] = [
     ("partitioner", "murmur2_random"),
 ];
 
+/// Microseconds from the Unix epoch to PostgreSQL's, the first of January 2000.
+const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
 /// Once the queue is full, it is left to become as empty as this: filled up place by place, it would go out record by record.
@@ -204,7 +207,9 @@ impl Record {
         headers.put(header::CE_SOURCE, source);
         headers.put(header::CE_TYPE, event_type);
         headers.put_text(header::CE_SUBJECT, format_args!("{kind}/{entity}"));
-        headers.put(header::CE_TIME, &rfc3339(occurred_at));
+        envelope::time::rfc3339(occurred_at + POSTGRES_EPOCH, |time| {
+            headers.put(header::CE_TIME, time)
+        });
         if let Some(schema) = data_schema {
             headers.put(header::CE_DATASCHEMA, schema);
         }
@@ -271,68 +276,9 @@ fn insert(list: OwnedHeaders, name: &str, value: &[u8]) -> OwnedHeaders {
     })
 }
 
-/// Microseconds since 2000 in UTC as `2026-01-02T03:04:05.000006Z`. Days become dates as Howard Hinnant's `civil_from_days`
-/// has it.
-fn rfc3339(micros: i64) -> [u8; 27] {
-    const DAY: i64 = 86_400_000_000;
-    let (days, in_day) = (micros.div_euclid(DAY), micros.rem_euclid(DAY));
-    // Since 0000-03-01.
-    let days = days + 730_425;
-    let era = days.div_euclid(146_097);
-    let of_era = days.rem_euclid(146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let seconds = in_day / 1_000_000;
-    let mut text = *b"0000-00-00T00:00:00.000000Z";
-    let mut put = |end: usize, digits: usize, mut value: i64| {
-        for position in (end - digits..end).rev() {
-            // A digit.
-            text[position] = b'0' + (value % 10) as u8;
-            value /= 10;
-        }
-    };
-    put(4, 4, year);
-    put(7, 2, month);
-    put(10, 2, day);
-    put(13, 2, seconds / 3600);
-    put(16, 2, seconds / 60 % 60);
-    put(19, 2, seconds % 60);
-    put(26, 6, in_day % 1_000_000);
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use chrono::{DateTime, Duration, SecondsFormat, Utc};
-
     use super::*;
-
-    #[test]
-    fn times_are_written_as_chrono_does() {
-        let epoch: DateTime<Utc> = "2000-01-01T00:00:00Z".parse().expect("a time");
-        for micros in [
-            0,
-            1,
-            -1,
-            86_400_000_000 * 59,
-            86_400_000_000 * 60,
-            827_654_321_123_456,
-            951_782_399_999_999,
-            -3_000_000_000_000_000,
-        ] {
-            let expected =
-                (epoch + Duration::microseconds(micros)).to_rfc3339_opts(SecondsFormat::Micros, true);
-            assert_eq!(std::str::from_utf8(&rfc3339(micros)), Ok(expected.as_str()));
-        }
-    }
 
     #[test]
     fn rows_are_read_field_by_field_and_ends_are_seen() {

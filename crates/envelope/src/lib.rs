@@ -3,6 +3,8 @@
 //! The relay writes these headers and consumers read them. Nothing here does I/O or knows a Kafka client: headers come
 //! in and go out as names and bytes.
 
+pub mod time;
+
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat, Utc};
