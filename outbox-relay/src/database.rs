@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt as _, pin_mut};
+use futures::{Stream, StreamExt as _, pin_mut};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{
-    AsyncMessage, Client, Connection, CopyOutStream, NoTls, Row, RowStream, SimpleQueryMessage, Statement,
+    AsyncMessage, Client, Connection, CopyOutStream, NoTls, Row, SimpleQueryMessage, Statement,
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::AbortOnDropHandle;
@@ -153,7 +153,7 @@ impl Database {
     ) -> Result<Vec<Row>, DatabaseError> {
         let rows = self.in_transaction(async {
             let rows = self.client.query_typed_raw(text, copied(params)).await?;
-            collect(rows, usize::MAX).await
+            collect(rows, Row::raw_size_bytes, usize::MAX).await
         });
         Ok(within(self.limit, doing, rows).await?.0)
     }
@@ -205,21 +205,7 @@ impl Database {
                         .await?
                 }
             };
-            collect(rows, max_bytes).await
-        });
-        within(self.limit, doing, rows).await
-    }
-
-    /// The rows of a statement that has no parameters, as [`Self::rows`] gives them.
-    pub(crate) async fn rows_of(
-        &self,
-        doing: &'static str,
-        text: &str,
-        max_bytes: usize,
-    ) -> Result<(Vec<Row>, usize), DatabaseError> {
-        let rows = self.in_transaction(async {
-            let rows = self.client.query_typed_raw(text, copied(&[])).await?;
-            collect(rows, max_bytes).await
+            collect(rows, Row::raw_size_bytes, max_bytes).await
         });
         within(self.limit, doing, rows).await
     }
@@ -241,20 +227,7 @@ impl Database {
         stream: CopyOutStream,
         max_bytes: usize,
     ) -> Result<(Vec<Bytes>, usize), DatabaseError> {
-        let messages = async {
-            pin_mut!(stream);
-            let (mut taken, mut bytes) = (Vec::new(), 0);
-            while let Some(message) = stream.next().await {
-                let message = message?;
-                bytes += message.len();
-                taken.push(message);
-                if bytes > max_bytes {
-                    break;
-                }
-            }
-            Ok((taken, bytes))
-        };
-        within(self.limit, doing, messages).await
+        within(self.limit, doing, collect(stream, Bytes::len, max_bytes)).await
     }
 
     /// From now on [`Self::notified`] sees what is sent to this channel. Not behind a pooler, where nobody would.
@@ -477,13 +450,18 @@ fn copied<'a>(params: &'a [Param<'a>]) -> impl Iterator<Item = (&'a (dyn ToSql +
     params.iter().map(|(value, kind)| (*value, kind.clone()))
 }
 
-async fn collect(rows: RowStream, max_bytes: usize) -> Result<(Vec<Row>, usize), tokio_postgres::Error> {
-    pin_mut!(rows);
+/// What a stream gives until that is more than `max_bytes`, and its size.
+async fn collect<T>(
+    stream: impl Stream<Item = Result<T, tokio_postgres::Error>>,
+    size: impl Fn(&T) -> usize,
+    max_bytes: usize,
+) -> Result<(Vec<T>, usize), tokio_postgres::Error> {
+    pin_mut!(stream);
     let (mut taken, mut bytes) = (Vec::new(), 0);
-    while let Some(row) = rows.next().await {
-        let row = row?;
-        bytes += row.raw_size_bytes();
-        taken.push(row);
+    while let Some(item) = stream.next().await {
+        let item = item?;
+        bytes += size(&item);
+        taken.push(item);
         if bytes > max_bytes {
             break;
         }

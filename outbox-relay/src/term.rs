@@ -57,8 +57,6 @@ const FLUSH_PATIENCE: Duration = Duration::from_millis(5);
 const FEW_ROWS: usize = 1_000;
 /// The time is taken once for so many rows.
 const CLOCK_ROWS: u32 = 64;
-/// Acknowledged ids that wait for the tracker, at the most, about.
-const ACKNOWLEDGED: usize = 100_000;
 
 /// How a term ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +107,7 @@ pub(crate) struct Term<'a> {
     versions: Versions,
     lease: Lease,
     in_flight: Slab<InFlight>,
-    /// Acknowledged ids that the tracker is yet to be told of.
+    /// Ids that the tracker is yet to be told of, once a second at least: told together they are neighbours mostly.
     acknowledged: Vec<i64>,
     /// The record that was handed over while nothing else was in flight.
     alone: Option<i64>,
@@ -386,17 +384,15 @@ impl<'a> Term<'a> {
     /// Hands a record over if nothing is special about it and there is room: the way of nearly all of them, without a future
     /// that would cost more than the rest. `false`: [`Self::take`] knows what to do.
     fn publish_at_once(&mut self, record: &mut Record<'_>, now: Instant) -> Result<bool, TermError> {
-        let config = &self.context.config;
         let entity = self.versions.entity(record.aggregate_type, record.key);
-        let checked = record
-            .version
-            .filter(|_| config.versions == VersionRule::Contiguous);
         let is_plain = !self.context.traced
             && self.memory.suspects.is_empty()
             && record.problem.is_none()
             && record.bytes <= self.context.max_record_bytes
             && !self.is_frozen((record.aggregate_type, record.key))
-            && checked.is_none_or(|version| self.versions.check(entity, version) == Follows::Well)
+            && self
+                .checked_version(record)
+                .is_none_or(|version| self.versions.check(entity, version) == Follows::Well)
             && self.publisher.knows(&record.topic)
             && !self.lease_is_short(now);
         if !is_plain || !self.hand_to_kafka(record, entity, None, &mut None, now)? {
@@ -451,7 +447,10 @@ impl<'a> Term<'a> {
                 );
                 // What is before it of its entity must be on Kafka when it is kept: after a crash nobody knows of what was in
                 // flight, and the quarantine may be worked off before that is read again.
-                if !self.settle_entity(known, shutdown).await? {
+                if !self
+                    .settle_those(|before| before.entity == known, shutdown)
+                    .await?
+                {
                     return Ok(false);
                 }
                 self.memory.suspects.remove(&record.id);
@@ -476,8 +475,7 @@ impl<'a> Term<'a> {
         if let Some((cause, problem)) = self.refusal(record).await? {
             return Ok(Verdict::Freeze(cause, problem));
         }
-        let checked = self.context.config.versions == VersionRule::Contiguous;
-        let Some(version) = record.version.filter(|_| checked) else {
+        let Some(version) = self.checked_version(record) else {
             return Ok(Verdict::Publish);
         };
         match self.versions.check(entity, version) {
@@ -502,6 +500,12 @@ impl<'a> Term<'a> {
                 ))
             }
         }
+    }
+
+    /// The version, where versions promise something.
+    fn checked_version(&self, record: &Record<'_>) -> Option<i64> {
+        let checked = self.context.config.versions == VersionRule::Contiguous;
+        record.version.filter(|_| checked)
     }
 
     /// Why Kafka would not take a record.
@@ -609,25 +613,18 @@ impl<'a> Term<'a> {
         Ok(sent)
     }
 
-    /// Waits until no record of an entity is in flight. `false` at shutdown.
-    async fn settle_entity(
-        &mut self,
-        entity: Entity,
-        shutdown: &CancellationToken,
-    ) -> Result<bool, TermError> {
-        while self.in_flight.iter().any(|(_, record)| record.entity == entity) {
-            if shutdown.is_cancelled() {
-                return Ok(false);
-            }
-            tokio::time::sleep(COLLECT).await;
-            self.tick().await?;
-        }
-        Ok(true)
-    }
-
     /// Waits until nothing is in flight. `false` at shutdown.
     async fn settle(&mut self, shutdown: &CancellationToken) -> Result<bool, TermError> {
-        while !self.in_flight.is_empty() {
+        self.settle_those(|_| true, shutdown).await
+    }
+
+    /// Waits until none of these records is in flight. `false` at shutdown.
+    async fn settle_those(
+        &mut self,
+        those: impl Fn(&InFlight) -> bool,
+        shutdown: &CancellationToken,
+    ) -> Result<bool, TermError> {
+        while self.in_flight.iter().any(|(_, record)| those(record)) {
             if shutdown.is_cancelled() {
                 return Ok(false);
             }
@@ -755,16 +752,11 @@ impl<'a> Term<'a> {
                     self.meter.took(age);
                 }
             }
-            // Not before it is asked: told together they are neighbours mostly.
-            let many = self.acknowledged.len() >= ACKNOWLEDGED;
             metrics.published.inc_by(deliveries.acknowledged.len() as u64);
             self.meter.published(deliveries.acknowledged.len() as u64);
             self.moved = now;
             self.unsaved = true;
             self.unsaved_rows += deliveries.acknowledged.len();
-            if many {
-                self.note_published();
-            }
         }
         let id = |token| self.in_flight.get(token).map_or(0, |record: &InFlight| record.id);
         if let Some(failure) = deliveries.failure(id) {
@@ -826,11 +818,10 @@ impl<'a> Term<'a> {
 
     async fn save(&mut self, ttl: Duration) -> Result<(), TermError> {
         pass(failpoints::BEFORE_SAVE);
-        self.note_published();
         // What is parked is done with as soon as the same statement has kept it.
-        for parked in &self.changes.parked {
-            self.tracker.published(parked.id);
-        }
+        self.acknowledged
+            .extend(self.changes.parked.iter().map(|parked| parked.id));
+        self.note_published();
         let progress = self.tracker.progress(SAVED_RANGES);
         let due = self.figures_saved.is_none_or(|at| at.elapsed() >= INSPECT);
         let figures = if due {

@@ -1,7 +1,7 @@
 //! Reads on while what was read before is published: on a connection of its own, since what is saved must not wait behind
 //! a read.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -79,7 +79,9 @@ impl Reader {
         let text = read_sql(&self.table, &self.selection.list, &self.id, &values);
         let position = self.log.position(&self.db);
         let (rows, bytes, log_end) = if self.db.is_pooled() {
-            let (rows, log_end) = futures::join!(self.db.rows_of(DOING, &text, max_bytes), position);
+            // Which costs nothing there.
+            let prepared = self.db.prepare(DOING, text).await?;
+            let (rows, log_end) = futures::join!(self.db.rows(DOING, &prepared, &[], max_bytes), position);
             let (rows, bytes) = rows?;
             (
                 rows.into_iter().map(OutboxRow::Selected).collect(),
@@ -111,7 +113,7 @@ struct News {
 }
 
 /// A batch that was read ahead.
-struct Read {
+struct Fetched {
     /// What it asked for.
     asked: Seen,
     /// The fence that was passed when it began.
@@ -122,7 +124,7 @@ struct Read {
 /// Batches that are read one after the other, each for what the one before it left, until one is not full. At most one
 /// waits, while the next is being read.
 pub(crate) struct Ahead {
-    batches: mpsc::Receiver<Read>,
+    batches: mpsc::Receiver<Fetched>,
     news: Arc<Mutex<News>>,
     _task: AbortOnDropHandle<()>,
 }
@@ -135,7 +137,7 @@ impl Ahead {
         let task = tokio::spawn(async move {
             loop {
                 let passed = {
-                    let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut told = lock(&told);
                     seen.give_up(&std::mem::take(&mut told.dead));
                     told.passed
                 };
@@ -149,8 +151,8 @@ impl Ahead {
                     size.learn(batch);
                     goes_on = batch.read.full;
                 }
-                let read = Read { asked, passed, batch };
-                if sender.send(read).await.is_err() || !goes_on {
+                let fetched = Fetched { asked, passed, batch };
+                if sender.send(fetched).await.is_err() || !goes_on {
                     return;
                 }
             }
@@ -165,25 +167,25 @@ impl Ahead {
     /// The next batch, and the fence that was passed when its read began. `None` when there is none, or none that asked for
     /// all that is missing now: then reading starts again from there.
     pub(crate) async fn next(&mut self, missing: &Seen) -> Option<(Result<Batch, SourceError>, Option<u64>)> {
-        let read = self.batches.recv().await?;
-        let serves = read.batch.is_err() || read.asked.serves(missing);
-        serves.then_some((read.batch, read.passed))
+        let Fetched { asked, passed, batch } = self.batches.recv().await?;
+        let serves = batch.is_err() || asked.serves(missing);
+        serves.then_some((batch, passed))
     }
 
     /// Reads that begin from now on know of this fence.
     pub(crate) fn passed(&self, fence: Option<u64>) {
-        self.news().passed = fence;
+        lock(&self.news).passed = fence;
     }
 
     /// Reads that begin from now on leave these out.
     pub(crate) fn died(&self, dead: &RangeSet) {
-        let mut news = self.news();
+        let mut news = lock(&self.news);
         for range in dead.iter() {
             news.dead.insert(range);
         }
     }
+}
 
-    fn news(&self) -> std::sync::MutexGuard<'_, News> {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock(news: &Mutex<News>) -> MutexGuard<'_, News> {
+    news.lock().unwrap_or_else(PoisonError::into_inner)
 }
