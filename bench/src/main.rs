@@ -37,20 +37,18 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = match cli.command {
-        Command::Relay(options) => {
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-            runtime
-                .map_err(Into::into)
-                .and_then(|runtime| runtime.block_on(relay::run(options)))
-        }
-        Command::Limit(options) => {
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-            runtime
-                .map_err(Into::into)
-                .and_then(|runtime| runtime.block_on(relay::limit::run(options)))
-        }
-    };
+    let done = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Into::into)
+        .and_then(|runtime| {
+            runtime.block_on(async {
+                match cli.command {
+                    Command::Relay(options) => relay::run(options).await,
+                    Command::Limit(options) => relay::limit::run(options).await,
+                }
+            })
+        });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

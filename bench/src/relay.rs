@@ -23,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::report::{Report, Section};
 use crate::servers::Servers;
+use crate::stats::median;
 use crate::{report, topics, ui};
 use contender::{RelayOptions, Who};
 use drain::Drain;
@@ -237,6 +238,38 @@ impl Run {
         .await?;
         self.delete(&[&topic]).await?;
         Ok(drain)
+    }
+
+    /// The median rate of draining what is above `floor`, measured as often as the relay is against itself.
+    pub(crate) async fn own_rate(&mut self, name: &str, outbox: &Outbox, floor: u64) -> Result<Option<f64>> {
+        let rows = self.sizes.rows;
+        let mut rates = Vec::new();
+        for round in 1..=self.own_runs() {
+            let drain = self
+                .drain(&format!("{name} ({round})"), outbox, floor, rows)
+                .await?;
+            rates.push(drain.rate);
+        }
+        Ok(median(rates))
+    }
+
+    /// Drains of the backlog in turn with drains of another outbox, until `records` of that are on a topic.
+    pub(crate) async fn against_backlog(
+        &mut self,
+        names: [&str; 2],
+        other: &Outbox,
+        records: u64,
+    ) -> Result<[Vec<Drain>; 2]> {
+        let mut drains = [Vec::new(), Vec::new()];
+        for round in 1..=self.own_runs() {
+            let [ours, theirs] = names.map(|name| format!("{name} ({round})"));
+            let backlog = self.take_outbox().await?;
+            let drain = self.drain(&ours, &backlog, 0, self.sizes.rows).await;
+            self.outbox = Some(backlog);
+            drains[0].push(drain?);
+            drains[1].push(self.drain(&theirs, other, 0, records).await?);
+        }
+        Ok(drains)
     }
 
     /// Whether it is among those who are compared.

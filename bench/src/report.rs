@@ -50,6 +50,16 @@ impl Section {
         }
     }
 
+    /// A row for the good circumstance and one for the bad: name, rate, and behind the second one their ratio, which is returned.
+    pub(crate) fn compare(&mut self, names: [&str; 2], rates: [Option<f64>; 2]) -> Option<f64> {
+        let ratio = rates[0].zip(rates[1]).map(|(good, bad)| bad / good);
+        let ratios = [String::new(), number(ratio, 3)];
+        for ((name, rate), ratio) in names.into_iter().zip(rates).zip(ratios) {
+            self.row([name.to_owned(), thousands(rate.unwrap_or_default()), ratio]);
+        }
+        ratio
+    }
+
     fn text(&self) -> String {
         let mut text = format!("## {}\n\n", self.title);
         for note in &self.notes {

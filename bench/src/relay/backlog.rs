@@ -10,19 +10,8 @@ use crate::stats::median;
 pub(crate) async fn run(run: &mut Run) -> Result<()> {
     let sizes = run.sizes;
     let deep = filled(&run.servers, "deep", sizes.deep_rows, Poison::None).await?;
-    let mut drains = [Vec::new(), Vec::new()];
-    for round in 1..=run.own_runs() {
-        let small = run.take_outbox().await?;
-        let small_drain = run
-            .drain(&format!("a small backlog ({round})"), &small, 0, sizes.rows)
-            .await;
-        run.outbox = Some(small);
-        drains[0].push(small_drain?);
-        drains[1].push(
-            run.drain(&format!("a deep backlog ({round})"), &deep, 0, sizes.rows)
-                .await?,
-        );
-    }
+    let names = ["a small backlog", "a deep backlog"];
+    let drains = run.against_backlog(names, &deep, sizes.rows).await?;
     let rates = [0, 1].map(|which: usize| median(drains[which].iter().map(|drain| drain.rate)));
     let peaks = [0, 1].map(|which: usize| median(drains[which].iter().map(|drain| drain.peak_mb)));
     let ratio = rates[0].zip(rates[1]).map(|(small, deep)| deep / small);

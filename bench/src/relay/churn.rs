@@ -6,11 +6,9 @@ use anyhow::{Result, ensure};
 use local_stack::wait;
 
 use super::contender::{self, RelayOptions, Running};
-use super::drain::Drain;
 use super::outbox::{Outbox, Poison};
 use super::{Run, filled};
 use crate::report::{Section, number, thousands};
-use crate::stats::median;
 use crate::topics::{self, PARTITIONS};
 use crate::ui;
 
@@ -26,7 +24,7 @@ const STEADY: f64 = 500.0;
 pub(crate) async fn run(run: &mut Run) -> Result<()> {
     let sizes = run.sizes;
     let mut outbox = filled(&run.servers, "churn", sizes.rows, Poison::None).await?;
-    let before = drains(run, "before the churn", &outbox, 0).await?;
+    let before = run.own_rate("before the churn", &outbox, 0).await?;
     let size_before = state(&outbox).await?;
 
     let topic = run.topic();
@@ -52,7 +50,7 @@ pub(crate) async fn run(run: &mut Run) -> Result<()> {
         outbox.settle().await
     })
     .await?;
-    let after = drains(run, "after the churn", &outbox, floor).await?;
+    let after = run.own_rate("after the churn", &outbox, floor).await?;
     let size_refilled = state(&outbox).await?;
 
     let ratio = before.zip(after).map(|(before, after)| after / before);
@@ -87,19 +85,6 @@ pub(crate) async fn run(run: &mut Run) -> Result<()> {
     run.report.figure("churn_dead_rows", Some(size_after.dead));
     run.report.figure("churn_size_mb", Some(size_after.megabytes));
     Ok(())
-}
-
-/// The median rate of draining what is above `floor`.
-async fn drains(run: &mut Run, name: &str, outbox: &Outbox, floor: u64) -> Result<Option<f64>> {
-    let mut drains: Vec<Drain> = Vec::new();
-    for round in 1..=run.own_runs() {
-        let rows = run.sizes.rows;
-        drains.push(
-            run.drain(&format!("{name} ({round})"), outbox, floor, rows)
-                .await?,
-        );
-    }
-    Ok(median(drains.iter().map(|drain| drain.rate)))
 }
 
 /// Inserts rows, never far ahead of the relay, and waits until all are published and removed. Returns how long it took and how

@@ -82,12 +82,9 @@ pub(crate) struct Outbox {
 impl Outbox {
     /// An empty one.
     pub(crate) async fn create(servers: &Servers, database: &str) -> Result<Self> {
-        servers.postgres.create_database(database).await?;
-        let client = servers.connect(database).await?;
-        client.batch_execute(RELAY).await?;
         Ok(Self {
             url: servers.url(database),
-            client,
+            client: create(servers, database, RELAY).await?,
             rows: 0,
         })
     }
@@ -152,12 +149,17 @@ async fn settle(client: &Client, table: &str) -> Result<()> {
     Ok(())
 }
 
-/// Debezium's table.
-pub(crate) async fn create_debezium(servers: &Servers, database: &str) -> Result<Client> {
+/// A new database with this schema.
+async fn create(servers: &Servers, database: &str, schema: &str) -> Result<Client> {
     servers.postgres.create_database(database).await?;
     let client = servers.connect(database).await?;
-    client.batch_execute(DEBEZIUM).await?;
+    client.batch_execute(schema).await?;
     Ok(client)
+}
+
+/// Debezium's table.
+pub(crate) async fn create_debezium(servers: &Servers, database: &str) -> Result<Client> {
+    create(servers, database, DEBEZIUM).await
 }
 
 /// Rows into an emptied table of Debezium's, a thousand a transaction: few transactions spare it work.
@@ -175,10 +177,7 @@ pub(crate) async fn fill_debezium(client: &Client, count: u64) -> Result<()> {
 
 /// Watermill's table.
 pub(crate) async fn create_watermill(servers: &Servers, database: &str) -> Result<Client> {
-    servers.postgres.create_database(database).await?;
-    let client = servers.connect(database).await?;
-    client.batch_execute(WATERMILL).await?;
-    Ok(client)
+    create(servers, database, WATERMILL).await
 }
 
 /// Rows into an emptied table of Watermill's.

@@ -8,8 +8,7 @@ use local_stack::wait;
 use super::contender::{self, RelayOptions};
 use super::outbox::Poison;
 use super::{Run, churn, filled};
-use crate::report::{Section, number, thousands};
-use crate::stats::median;
+use crate::report::{Section, thousands};
 use crate::topics::{self, PARTITIONS};
 use crate::ui;
 
@@ -20,13 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) async fn run(run: &mut Run) -> Result<()> {
     let sizes = run.sizes;
     let mut outbox = filled(&run.servers, "xmin", sizes.rows, Poison::None).await?;
-    let mut drains = [Vec::new(), Vec::new()];
-    for round in 1..=run.own_runs() {
-        drains[0].push(
-            run.drain(&format!("before ({round})"), &outbox, 0, sizes.rows)
-                .await?,
-        );
-    }
+    let before = run.own_rate("before", &outbox, 0).await?;
     let holder = run.servers.connect("xmin").await?;
     holder
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
@@ -58,13 +51,8 @@ pub(crate) async fn run(run: &mut Run) -> Result<()> {
         outbox.settle().await
     })
     .await?;
-    for round in 1..=run.own_runs() {
-        let what = format!("with the snapshot held ({round})");
-        drains[1].push(run.drain(&what, &outbox, floor, sizes.rows).await?);
-    }
+    let held = run.own_rate("with the snapshot held", &outbox, floor).await?;
     holder.batch_execute("ROLLBACK").await?;
-    let rates = [0, 1].map(|which: usize| median(drains[which].iter().map(|drain| drain.rate)));
-    let ratio = rates[0].zip(rates[1]).map(|(before, held)| held / before);
     let mut section = Section::new("A snapshot that is held")
         .note(format!(
             "A REPEATABLE READ transaction stays open while {} rows/s come, are published and removed for {:?}; then the same \
@@ -74,16 +62,7 @@ pub(crate) async fn run(run: &mut Run) -> Result<()> {
             thousands(dead.dead)
         ))
         .columns(&["", "rows/s", "ratio"]);
-    section.row([
-        "before".to_owned(),
-        thousands(rates[0].unwrap_or_default()),
-        String::new(),
-    ]);
-    section.row([
-        "held".to_owned(),
-        thousands(rates[1].unwrap_or_default()),
-        number(ratio, 3),
-    ]);
+    let ratio = section.compare(["before", "held"], [before, held]);
     run.report.section(section);
     run.report.figure("held_xmin_ratio", ratio);
     Ok(())
