@@ -167,10 +167,10 @@ pub(crate) async fn save(connection: &mut AsyncPgConnection, views: &[OrderView]
 /// Writes payments as their last events tell them, whether they are new or not. Each payment once.
 pub(crate) async fn save_payments(
     connection: &mut AsyncPgConnection,
-    payments: &[Payment],
+    payments: &[&Payment],
 ) -> QueryResult<()> {
     for chunk in payments.chunks(ROWS_PER_INSERT) {
-        let rows: Vec<PaymentRow> = chunk.iter().map(PaymentRow::of).collect();
+        let rows: Vec<PaymentRow> = chunk.iter().map(|payment| PaymentRow::of(payment)).collect();
         use order_payments as p;
         diesel::insert_into(p::table)
             .values(rows)
