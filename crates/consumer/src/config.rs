@@ -123,8 +123,9 @@ impl Config {
             workers: 4,
             batch_records: 500,
             linger: Duration::ZERO,
-            in_flight_records: 20_000,
-            in_flight_bytes: 32 << 20,
+            // A pause throws away what the client has fetched ahead: these should be rare.
+            in_flight_records: 50_000,
+            in_flight_bytes: 64 << 20,
             // Kafka's default is a little more, headers included.
             max_record_bytes: 1_000_000,
             max_ahead: Duration::from_secs(3600),

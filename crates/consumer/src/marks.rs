@@ -215,7 +215,8 @@ struct MarkRow {
 
 /// Reads the marks of these entities, each of which may come more than once.
 ///
-/// Not a cached statement: planned while the table was empty, its generic plan would scan the whole table later on.
+/// Not a cached statement: planned while the table was empty, its generic plan would scan the whole table later on. And one look into the
+/// index per entity, by OFFSET 0: of a generation that is new, PostgreSQL has no figures, and would read all of it.
 pub(crate) async fn read<'a>(
     connection: &mut AsyncPgConnection,
     consumer: &str,
@@ -237,8 +238,8 @@ pub(crate) async fn read<'a>(
          ) \
          SELECT (SELECT generation FROM g) AS generation, m.topic, m.entity_id, m.version, m.event_id, m.parked \
          FROM unnest($2, $3) AS k(topic, entity_id) \
-         LEFT JOIN consumer_marks m ON m.consumer = $1 AND m.generation = (SELECT generation FROM g) \
-              AND m.topic = k.topic AND m.entity_id = k.entity_id",
+         LEFT JOIN LATERAL (SELECT * FROM consumer_marks m WHERE m.consumer = $1 AND m.generation = (SELECT generation FROM g) \
+              AND m.topic = k.topic AND m.entity_id = k.entity_id OFFSET 0) m ON true",
     )
     .bind::<Text, _>(consumer)
     .bind::<Array<Text>, _>(topics)
@@ -269,7 +270,7 @@ struct Moved {
 
 /// Moves the marks; `false` when one of them was moved by someone else since it was read: roll back and decide again.
 ///
-/// Keys are taken in order, so that two instances with the same entities rarely deadlock; when they do, PostgreSQL ends one of them
+/// Whoever had to wait for another transaction finds the row elsewhere (`ctid`), and moves it no more. Keys are taken in order, so that two instances with the same entities rarely deadlock; when they do, PostgreSQL ends one of them
 /// and it is decided again too.
 pub(crate) async fn advance(
     connection: &mut AsyncPgConnection,
@@ -291,9 +292,11 @@ pub(crate) async fn advance(
              SELECT * FROM unnest($3, $4, $5, $6, $7, $8, $9, $10) \
                  AS g(topic, entity_id, is_there, from_version, from_parked, version, event_id, parked) \
          ), changed AS ( \
-             UPDATE consumer_marks m SET version = g.version, event_id = g.event_id, parked = g.parked FROM given g \
-             WHERE g.is_there AND m.consumer = $1 AND m.generation = $2 AND m.topic = g.topic AND m.entity_id = g.entity_id \
-               AND m.version = g.from_version AND m.parked = g.from_parked \
+             UPDATE consumer_marks m SET version = g.version, event_id = g.event_id, parked = g.parked \
+             FROM given g CROSS JOIN LATERAL ( \
+                 SELECT ctid FROM consumer_marks k WHERE k.consumer = $1 AND k.generation = $2 AND k.topic = g.topic \
+                    AND k.entity_id = g.entity_id AND k.version = g.from_version AND k.parked = g.from_parked OFFSET 0) k \
+             WHERE g.is_there AND m.ctid = k.ctid AND m.version = g.from_version AND m.parked = g.from_parked \
              RETURNING 1 \
          ), made AS ( \
              INSERT INTO consumer_marks (consumer, generation, topic, entity_id, version, event_id, parked) \

@@ -34,7 +34,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Deadline of a question to Kafka.
 const KAFKA_LIMIT: Duration = Duration::from_secs(10);
 /// The swap is tried when no more than so much of the rate is left to do: live workers wait for it.
-const NEAR: Duration = Duration::from_secs(1);
+const NEAR: Duration = Duration::from_millis(200);
 /// How long a swap may hold the live workers up before it lets them go on.
 const SWAP_LIMIT: Duration = Duration::from_secs(5);
 /// How long the tables' readers are waited for.
@@ -147,13 +147,24 @@ impl<H: Handler> Rebuild<H> {
     /// The live generation is untouched then, and what was built stays for the next run.
     pub async fn run(
         &self,
+        told: impl FnMut(Progress),
+        shutdown: &CancellationToken,
+    ) -> Result<Rebuilt, RebuildError> {
+        let mut alone = self.alone().await?;
+        let result = self.build(&mut alone, told, shutdown).await;
+        release(alone).await;
+        result
+    }
+
+    async fn build(
+        &self,
+        alone: &mut AsyncPgConnection,
         mut told: impl FnMut(Progress),
         shutdown: &CancellationToken,
     ) -> Result<Rebuilt, RebuildError> {
         let begun = Instant::now();
-        let mut alone = self.alone().await?;
-        let generation = self.begin(&mut alone).await?;
-        self.remove_old_marks(&mut alone).await?;
+        let generation = self.begin(alone).await?;
+        self.remove_old_marks(alone).await?;
         let schema = self.schema(generation);
         self.make_tables(&schema).await?;
         let lane = Lane::Rebuild {
@@ -180,7 +191,7 @@ impl<H: Handler> Rebuild<H> {
                             done: progress.total,
                             ..progress
                         });
-                        if let Err(error) = self.remove_old_marks(&mut alone).await {
+                        if let Err(error) = self.remove_old_marks(alone).await {
                             let error = handler::chain(&error);
                             tracing::warn!(
                                 error.message = error,
@@ -215,7 +226,13 @@ impl<H: Handler> Rebuild<H> {
     /// [`RebuildError::Nothing`] when nothing is.
     pub async fn abandon(&self) -> Result<i32, RebuildError> {
         let mut alone = self.alone().await?;
-        let generations = self.generations(&mut alone).await?;
+        let result = self.give_up(&mut alone).await;
+        release(alone).await;
+        result
+    }
+
+    async fn give_up(&self, alone: &mut AsyncPgConnection) -> Result<i32, RebuildError> {
+        let generations = self.generations(alone).await?;
         let generation = generations
             .and_then(|found| found.rebuilding)
             .ok_or(RebuildError::Nothing)?;
@@ -226,13 +243,13 @@ impl<H: Handler> Rebuild<H> {
         diesel::sql_query("DELETE FROM parked_records WHERE consumer = $1 AND generation = $2")
             .bind::<Text, _>(&self.config.group)
             .bind::<Integer, _>(generation)
-            .execute(&mut alone)
+            .execute(alone)
             .await?;
         diesel::sql_query("UPDATE consumer_generations SET rebuilding = NULL, changed_at = clock_timestamp() WHERE consumer = $1")
             .bind::<Text, _>(&self.config.group)
-            .execute(&mut alone)
+            .execute(alone)
             .await?;
-        self.remove_old_marks(&mut alone).await?;
+        self.remove_old_marks(alone).await?;
         Ok(generation)
     }
 
@@ -443,6 +460,14 @@ impl<H: Handler> Rebuild<H> {
                 return Ok(());
             }
         }
+    }
+}
+
+/// Lets others at it now; when this fails, PostgreSQL does so once it notices that the connection is gone.
+async fn release(mut alone: AsyncPgConnection) {
+    let released = alone.batch_execute("SELECT pg_advisory_unlock_all()").await;
+    if let Err(error) = released {
+        tracing::debug!(error.message = %error, "the lock was not released");
     }
 }
 

@@ -67,6 +67,10 @@ pub(crate) struct RawRecord {
 
 /// Either, from Kafka or from the table of parked records.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are records, and a box would cost each an allocation"
+)]
 pub(crate) enum Decoded {
     Record(Record),
     Not(Box<RawRecord>, RecordError),

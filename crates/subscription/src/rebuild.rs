@@ -35,6 +35,13 @@ impl Rebuild {
         handler: H,
         shutdown: CancellationToken,
     ) -> Result<(), BoxError> {
+        // It has the machine to itself, and latency does not matter.
+        let config = Config {
+            batch_records: config.batch_records.max(2_000),
+            in_flight_records: config.in_flight_records.max(200_000),
+            in_flight_bytes: config.in_flight_bytes.max(256 << 20),
+            ..config
+        };
         let database = Database {
             // What keeps others out, the swap, and one to make the tables by.
             pool_size: config.workers + 3,
