@@ -23,6 +23,9 @@ fn with(headers: OwnedHeaders, key: &str, value: &str) -> OwnedHeaders {
     headers.insert(Header { key, value })
 }
 
+/// Key, value and headers of a record, and the kind and text of its error.
+type Bad<'a> = (Option<&'a str>, Option<&'a [u8]>, OwnedHeaders, &'a str, &'a str);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_bad_record_parks_with_a_dead_letter_that_says_why_and_the_partition_goes_on() {
     let stage = Stage::with_large_records(1).await;
@@ -37,7 +40,7 @@ async fn each_bad_record_parks_with_a_dead_letter_that_says_why_and_the_partitio
     let long_key = "k".repeat(600);
     let large = vec![b'x'; 16 << 20];
     let payload: &[u8] = b"payload";
-    let bad: Vec<(Option<&str>, Option<&[u8]>, OwnedHeaders, &str, &str)> = vec![
+    let bad: Vec<Bad<'_>> = vec![
         (Some("null"), None, fine("null"), "unreadable", "it has no value"),
         (
             None,
