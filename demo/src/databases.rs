@@ -10,7 +10,7 @@ use contracts::shop::order::v1::{Order, OrderItem, OrderStatus};
 use contracts::shop::payment::events::v1::FailureReason;
 use contracts::shop::payment::v1::{Payment, PaymentFailure, PaymentStatus};
 use contracts::wire::timestamp;
-use local_stack::shop::Addresses;
+use local_stack::shop::{Addresses, SERVICES};
 use serde::Deserialize;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
@@ -89,6 +89,20 @@ impl Databases {
     pub(crate) async fn consumed(&self, database: &str) -> Result<u64> {
         let sql = "SELECT coalesce(sum(version), 0)::bigint FROM consumer_marks";
         self.number(database, sql).await
+    }
+
+    /// What consumers could not handle, in words.
+    pub(crate) async fn parked(&self) -> Result<Vec<String>> {
+        let sql = "SELECT format('%s parked %s/%s/%s as %s: %s', consumer, topic, partition, kafka_offset, error_kind, error) \
+                   FROM parked_records WHERE state = 'parked' ORDER BY id LIMIT 10";
+        let mut parked = Vec::new();
+        for service in SERVICES.iter().filter(|service| !service.consumes.is_empty()) {
+            if let Some(database) = service.database {
+                let rows = self.query(database, sql, &[]).await?;
+                parked.extend(rows.iter().map(|row| row.get::<_, String>(0)));
+            }
+        }
+        Ok(parked)
     }
 
     /// How many orders and payments have not come to their end.

@@ -122,6 +122,7 @@ async fn read_everything(
     problems.extend(told.problems);
     problems.extend(list_problems);
     problems.extend(payment_problems);
+    problems.extend(databases.parked().await?);
     let records = blocking(move || topics.read()).await?;
     let mut sources = Vec::new();
     for ((database, topic), records) in outboxes().into_iter().zip(records) {

@@ -16,7 +16,7 @@ const SCHEMA_VERSION: i32 = 1;
 
 /// What a record tells.
 #[derive(Debug)]
-pub(crate) enum Told {
+pub enum Told {
     Order(Event),
     Payment(Payment),
     /// Something about a payment that came into the world after this code.

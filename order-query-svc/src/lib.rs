@@ -28,6 +28,7 @@ use service::config::Database;
 use service::db::{self, Db};
 use service::grpc::GrpcServer;
 use service::shutdown::{BoxError, Supervisor};
+use subscription::{Dlt, Rebuild};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -158,6 +159,37 @@ async fn count(waits: Arc<Waits>, waiting: IntGauge) -> Result<(), Infallible> {
         waiting.set(i64::try_from(waits.len()).unwrap_or(i64::MAX));
         sleep(CHECK_INTERVAL).await;
     }
+}
+
+/// Works on parked events.
+///
+/// # Errors
+/// When it cannot be done, or a record still fails.
+pub async fn dlt(config: &Config, command: Dlt) -> Result<(), BoxError> {
+    // Nobody waits in this process; those who do in others ask the database.
+    let projection = Projection::new(Arc::new(Waits::new(1)));
+    command
+        .run(config.projection.clone(), &config.database, NAME, projection)
+        .await
+}
+
+/// Builds the views anew beside the live ones, and swaps.
+///
+/// # Errors
+/// When it did not come to its end.
+pub async fn rebuild(config: &Config, command: Rebuild, shutdown: CancellationToken) -> Result<(), BoxError> {
+    let projection = Projection::new(Arc::new(Waits::new(1)));
+    let (consumer, database) = (config.projection.clone(), &config.database);
+    command
+        .run(
+            consumer,
+            database,
+            NAME,
+            || store::MIGRATIONS,
+            projection,
+            shutdown,
+        )
+        .await
 }
 
 /// Brings the database up to date.

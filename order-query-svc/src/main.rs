@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use order_query_svc::config::{Config, PREFIX};
-use order_query_svc::{App, NAME, VERSION, migrate};
+use order_query_svc::{App, NAME, VERSION, dlt, migrate, rebuild};
 use service::process::{ConfigArgs, Process};
+use subscription::{Dlt, Rebuild};
 
 /// The read model of orders.
 #[derive(Parser)]
@@ -23,6 +24,10 @@ enum Command {
     Run,
     /// Bring the database up to date.
     Migrate,
+    /// Look at records that could not be handled, and replay or discard them.
+    #[command(subcommand)]
+    Dlt(Dlt),
+    Rebuild(Rebuild),
     /// Only check the configuration.
     CheckConfig,
 }
@@ -48,6 +53,8 @@ fn main() -> ExitCode {
     match arguments.command.unwrap_or(Command::Run) {
         Command::Run => process.run(async |shutdown| App::build(config).await?.run(shutdown).await),
         Command::Migrate => process.run(async |_| migrate(&config.database).await),
+        Command::Dlt(command) => process.run(async |_| dlt(&config, command).await),
+        Command::Rebuild(command) => process.run(async |shutdown| rebuild(&config, command, shutdown).await),
         Command::CheckConfig => ExitCode::SUCCESS,
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use consumer::{Handler, HandlerError, Record};
+use consumer::{BoxError, Handler, HandlerError, Incoming, Record};
 use diesel_async::AsyncPgConnection;
 use uuid::Uuid;
 
@@ -25,19 +25,24 @@ impl Projection {
 }
 
 impl Handler for Projection {
+    type Event = Told;
     /// The versions that orders have reached.
     type Effect = Vec<(Uuid, i64)>;
 
+    fn read(&self, record: &Record) -> Result<Told, BoxError> {
+        Ok(events::parse(record)?)
+    }
+
     /// One read of orders, and one write of orders and of payments, per batch.
-    async fn handle(
+    async fn apply(
         &self,
         connection: &mut AsyncPgConnection,
-        batch: &[&Record],
+        batch: &[Incoming<'_, Told>],
     ) -> Result<Self::Effect, HandlerError> {
-        let mut events: Vec<(usize, Event)> = Vec::with_capacity(batch.len());
-        let mut payments: BTreeMap<Uuid, Payment> = BTreeMap::new();
-        for (position, record) in batch.iter().enumerate() {
-            match events::parse(record).map_err(|error| HandlerError::permanent(position, error))? {
+        let mut events: Vec<(usize, &Event)> = Vec::with_capacity(batch.len());
+        let mut payments: BTreeMap<Uuid, &Payment> = BTreeMap::new();
+        for (position, Incoming { event, .. }) in batch.iter().enumerate() {
+            match event {
                 Told::Order(event) => events.push((position, event)),
                 // Each event of a payment says all there is: the last one stands.
                 Told::Payment(payment) => _ = payments.insert(payment.payment_id, payment),
@@ -59,13 +64,13 @@ impl Handler for Projection {
         }
         // In the order of their ids, as every writer takes them.
         let changed: Vec<OrderView> = changed.into_values().collect();
-        let payments: Vec<Payment> = payments.into_values().collect();
+        let payments: Vec<&Payment> = payments.into_values().collect();
         store::save(connection, &changed).await?;
         store::save_payments(connection, &payments).await?;
         Ok(changed.iter().map(|view| (view.order_id, view.version)).collect())
     }
 
-    fn committed(&self, _: &[&Record], orders: Self::Effect) {
+    fn committed(&self, _: &[Incoming<'_, Told>], orders: Self::Effect) {
         for (order_id, order) in orders {
             let payments = 0; // Not known here: that takes all of its payments, whoever applied them.
             self.waits.reached(order_id, Reached { order, payments });

@@ -18,6 +18,7 @@ use service::db::{Db, SetupError};
 use service::grpc::{GrpcError, GrpcServer};
 use service::requests;
 use service::shutdown::{BoxError, Supervisor, TaskError};
+use subscription::Dlt;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding;
 
@@ -184,6 +185,16 @@ impl App {
         }
         Ok(ended?)
     }
+}
+
+/// Works on parked events of payments.
+///
+/// # Errors
+/// When it cannot be done, or a record still fails.
+pub async fn dlt(config: &Config, command: Dlt) -> Result<(), BoxError> {
+    command
+        .run(config.payments.clone(), &config.database, NAME, Payments)
+        .await
 }
 
 /// Brings the database up to date; returns the names of the migrations that were run.

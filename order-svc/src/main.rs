@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use order_svc::{Config, ENV_PREFIX, NAME, VERSION, verify};
 use service::process::{ConfigArgs, Process};
 use service::shutdown::BoxError;
+use subscription::Dlt;
 
 /// Commands on orders over gRPC, with their events in an outbox.
 #[derive(Parser)]
@@ -25,6 +26,9 @@ enum Command {
     Migrate,
     /// Read the configuration, report everything that is wrong, and end.
     CheckConfig,
+    /// Look at records that could not be handled, and replay or discard them.
+    #[command(subcommand)]
+    Dlt(Dlt),
     /// Rebuild every order from its history and compare it with its row, and the history with the outbox.
     Verify {
         /// Print one JSON object.
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
             }
             Ok::<_, BoxError>(())
         }),
+        Command::Dlt(command) => process.run(async |_| order_svc::dlt(&config, command).await),
         Command::Verify { json } => {
             process.run(async |shutdown| verify::command(&config.database, json, shutdown).await)
         }

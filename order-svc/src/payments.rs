@@ -3,7 +3,7 @@
 //! payment-svc says how an order's payments end; what that means for the order is decided here, by the domain. The batch's
 //! transaction holds the marks, the orders, their events and their outbox rows.
 
-use consumer::{Handler, HandlerError, Record};
+use consumer::{BoxError, Handler, HandlerError, Incoming, Record};
 use contracts::catalogue::payment as types;
 use contracts::shop::payment::events::v1 as proto;
 use contracts::wire;
@@ -38,33 +38,39 @@ pub enum EventError {
 pub struct Payments;
 
 impl Handler for Payments {
+    /// What is asked of which order, if anything is.
+    type Event = Option<(OrderId, Command)>;
     type Effect = Vec<Heard>;
 
-    async fn handle(
+    fn read(&self, record: &Record) -> Result<Self::Event, BoxError> {
+        Ok(parse(record)?)
+    }
+
+    async fn apply(
         &self,
         connection: &mut AsyncPgConnection,
-        batch: &[&Record],
+        batch: &[Incoming<'_, Self::Event>],
     ) -> Result<Vec<Heard>, HandlerError> {
-        let mut told = Vec::with_capacity(batch.len());
-        let mut positions = Vec::with_capacity(batch.len());
-        for (position, record) in batch.iter().enumerate() {
-            let asked = parse(record).map_err(|error| HandlerError::permanent(position, error))?;
-            if let Some((order_id, command)) = asked {
-                positions.push(position);
-                told.push(Told {
+        let (positions, told): (Vec<usize>, Vec<Told>) = batch
+            .iter()
+            .enumerate()
+            .filter_map(|(position, incoming)| {
+                let (order_id, command) = incoming.event.clone()?;
+                let told = Told {
                     order_id,
                     command,
-                    event_id: record.envelope.event_id,
-                    span: span(record),
-                });
-            }
-        }
+                    event_id: incoming.record.envelope.event_id,
+                    span: span(incoming.record),
+                };
+                Some((position, told))
+            })
+            .unzip();
         app::hear(connection, told)
             .await
             .map_err(|(told, error)| refused(positions[told], error))
     }
 
-    fn committed(&self, _: &[&Record], heard: Vec<Heard>) {
+    fn committed(&self, _: &[Incoming<'_, Self::Event>], heard: Vec<Heard>) {
         heard.iter().for_each(Heard::committed);
     }
 }

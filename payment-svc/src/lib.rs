@@ -15,6 +15,7 @@ use service::db::{Db, SetupError};
 use service::grpc::{GrpcError, GrpcServer};
 use service::requests;
 use service::shutdown::{BoxError, Supervisor, TaskError};
+use subscription::Dlt;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding;
@@ -241,6 +242,20 @@ impl App {
         }
         Ok(ended?)
     }
+}
+
+/// Works on parked events of orders.
+///
+/// # Errors
+/// When it cannot be done, or a record still fails.
+pub async fn dlt(config: &Config, command: Dlt) -> Result<(), BoxError> {
+    // Nobody waits in this process, and the settlers of others look by themselves.
+    let waits = Arc::new(Waits::new(1));
+    let facts = Facts::new(&prometheus::Registry::new(), Arc::clone(&waits))?;
+    let orders = Orders::new(config.payments.charge_at, facts, waits, Arc::default());
+    command
+        .run(config.consumer.clone(), &config.database, NAME, orders)
+        .await
 }
 
 /// Brings the database up to date; returns the names of the migrations that were run.

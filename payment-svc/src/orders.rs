@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consumer::{BoxError, Handler, HandlerError, Record};
+use consumer::{BoxError, Handler, HandlerError, Incoming, Record};
 use diesel_async::AsyncPgConnection;
 use service::db::DbError;
 use service::telemetry::chain;
@@ -61,17 +61,24 @@ impl Orders {
 }
 
 impl Handler for Orders {
+    type Event = (OrderId, OrderNews);
     type Effect = Effect;
 
+    fn read(&self, record: &Record) -> Result<Self::Event, BoxError> {
+        Ok(read(record)?)
+    }
+
     /// Locks the batch's orders first, in the order of their ids, as everybody does who locks several.
-    async fn handle(&self, conn: &mut AsyncPgConnection, batch: &[&Record]) -> Result<Effect, HandlerError> {
-        let mut told = Vec::with_capacity(batch.len());
-        for (position, record) in batch.iter().enumerate() {
-            told.push(read(record).map_err(|error| HandlerError::permanent(position, error))?);
-        }
+    async fn apply(
+        &self,
+        conn: &mut AsyncPgConnection,
+        batch: &[Incoming<'_, Self::Event>],
+    ) -> Result<Effect, HandlerError> {
+        let told: Vec<&(OrderId, OrderNews)> = batch.iter().map(|incoming| incoming.event).collect();
         let mut fold = Fold::load(conn, &told).await.map_err(store_error)?;
-        for (position, (id, news)) in told.iter().enumerate() {
-            fold.apply(batch[position], *id, news, self.charge_at)
+        for (position, Incoming { record, event }) in batch.iter().enumerate() {
+            let (id, news) = event;
+            fold.apply(record, *id, news, self.charge_at)
                 .map_err(|error| HandlerError::permanent(position, error))?;
         }
         let effect = fold.write(conn).await.map_err(store_error)?;
@@ -79,15 +86,13 @@ impl Handler for Orders {
         Ok(effect)
     }
 
-    fn committed(&self, batch: &[&Record], effect: Effect) {
+    fn committed(&self, batch: &[Incoming<'_, Self::Event>], effect: Effect) {
         self.facts.committed(&effect.facts);
         if effect.is_due {
             self.wake.notify_one();
         }
-        for record in batch {
-            if let Ok(id) = Uuid::try_parse(&record.envelope.entity_id) {
-                self.waits.wake(id);
-            }
+        for Incoming { event: (id, _), .. } in batch {
+            self.waits.wake(id.0);
         }
     }
 }
@@ -100,7 +105,7 @@ fn read(record: &Record) -> Result<(OrderId, OrderNews), RecordError> {
     Ok((id, news))
 }
 
-/// What the database refuses halts its partition. All else is waited out, also a row that cannot be read: an operator has to mend it.
+/// What the database refuses parks. All else is waited out, also a row that cannot be read: an operator has to mend it.
 fn store_error(error: StoreError) -> HandlerError {
     match error {
         StoreError::Database(DbError::Refused(error)) => HandlerError::Database(error),
@@ -125,7 +130,7 @@ struct Fold {
 }
 
 impl Fold {
-    async fn load(conn: &mut AsyncPgConnection, told: &[(OrderId, OrderNews)]) -> Result<Self, StoreError> {
+    async fn load(conn: &mut AsyncPgConnection, told: &[&(OrderId, OrderNews)]) -> Result<Self, StoreError> {
         let mut ids: Vec<OrderId> = told.iter().map(|(id, _)| *id).collect();
         ids.sort_unstable();
         ids.dedup();
@@ -136,7 +141,7 @@ impl Fold {
         } else {
             store::live_payments(conn, &known).await?
         };
-        let placed_with = |(_, news): &(OrderId, OrderNews)| match news {
+        let placed_with = |(_, news): &&(OrderId, OrderNews)| match news {
             OrderNews::Placed {
                 payment_method_id, ..
             } => *payment_method_id,

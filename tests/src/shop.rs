@@ -8,6 +8,7 @@ use contracts::shop::order::v1::order_service_client::OrderServiceClient;
 use contracts::shop::orderquery::v1::order_query_service_client::OrderQueryServiceClient;
 use local_stack::Process;
 use local_stack::process::Builder;
+use local_stack::shop::dead_letters_config;
 use local_stack::testing::{self, Database, Folder};
 use tonic::transport::{Channel, Endpoint};
 
@@ -51,7 +52,9 @@ impl Shop {
         };
         let mut create = shop.outbox_relay().arg("create-topics");
         for topic in [&shop.topic, &shop.payment_topic] {
-            create = create.arg(format!("{topic}={PARTITIONS}"));
+            create = create
+                .arg(format!("{topic}={PARTITIONS}"))
+                .arg(format!("{topic}-dlt={PARTITIONS}"));
         }
         create.run_to_end().await?;
         Ok(shop)
@@ -73,6 +76,14 @@ impl Shop {
             .set("outbox.orders.database_url", self.orders.url())
             .set("outbox.orders.topic", &self.topic)
             .set("outbox.orders.lease_ttl", "1s")
+    }
+
+    /// One that publishes the read model's dead letters too.
+    pub fn outbox_relay_with_dead_letters(&self) -> Builder {
+        let name = "order_query_dead_letters";
+        self.outbox_relay()
+            .config(&dead_letters_config(name, &self.order_query.url()))
+            .set(&format!("outbox.{name}.lease_ttl"), "1s")
     }
 
     /// An instance by a name that it keeps.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 
+use crate::parked::DEAD_LETTER_SUFFIX;
+
 /// librdkafka properties that this crate's promises rest on; setting them is refused.
 const RESERVED: [(&str, &str); 10] = [
     ("bootstrap.servers", "set `brokers`"),
@@ -93,6 +95,10 @@ pub struct Config {
     pub in_flight_records: usize,
     /// The most bytes of keys, values and headers held in memory, over all partitions, but for one record each.
     pub in_flight_bytes: usize,
+    /// The most bytes of key and value that a record may have; a larger one parks.
+    pub max_record_bytes: usize,
+    /// How far ahead of this machine's clock an event may have happened; one from further ahead parks.
+    pub max_ahead: Duration,
     /// Deadline of one attempt of a batch, from `BEGIN` to the answer to `COMMIT`.
     pub transaction_timeout: Duration,
     /// How long PostgreSQL lets a batch's transaction sit idle before it ends the session. It bounds how long a stopped process
@@ -117,8 +123,12 @@ impl Config {
             workers: 4,
             batch_records: 500,
             linger: Duration::ZERO,
-            in_flight_records: 20_000,
-            in_flight_bytes: 32 << 20,
+            // A pause throws away what the client has fetched ahead: these should be rare.
+            in_flight_records: 50_000,
+            in_flight_bytes: 64 << 20,
+            // Kafka's default is a little more, headers included.
+            max_record_bytes: 1_000_000,
+            max_ahead: Duration::from_secs(3600),
             transaction_timeout: Duration::from_secs(30),
             idle_transaction_timeout: Duration::from_secs(5),
             backoff: (Duration::from_millis(50), Duration::from_secs(2)),
@@ -139,15 +149,17 @@ impl Config {
         require(!self.group.trim().is_empty(), "group must not be empty");
         require(self.instance.as_deref() != Some(""), "instance must not be empty");
         require(!self.topics.is_empty(), "topics must not be empty");
+        // Kafka's limit, less what dead letters' topics are called behind it.
+        let longest = 249 - DEAD_LETTER_SUFFIX.len();
         let distinct = |(position, topic): (usize, &Topic)| {
-            !topic.name.is_empty()
+            (1..=longest).contains(&topic.name.len())
                 && self.topics[..position]
                     .iter()
                     .all(|other| other.name != topic.name)
         };
         require(
             self.topics.iter().enumerate().all(distinct),
-            "topics must be named, each once",
+            "topics must be named, each once, in at most 245 characters",
         );
         require((1..=256).contains(&self.workers), "workers must be 1 to 256");
         require(
@@ -165,6 +177,10 @@ impl Config {
         require(
             self.in_flight_bytes >= 1 << 20,
             "in_flight_bytes must be at least 1 MiB",
+        );
+        require(
+            (1..=64 << 20).contains(&self.max_record_bytes),
+            "max_record_bytes must be 1 to 64 MiB",
         );
         require(
             self.transaction_timeout >= Duration::from_millis(100),

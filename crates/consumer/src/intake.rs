@@ -4,10 +4,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::record::{Record, RecordError};
+use crate::record::Decoded;
 use crate::tracker::OffsetTracker;
 
 /// A partition of one of the consumer's topics.
@@ -25,34 +25,20 @@ pub(crate) struct Claim {
     pub(crate) id: PartitionId,
     generation: u64,
     revoked: AtomicBool,
-    /// The first offset that cannot be handled.
-    halted_at: AtomicI64,
 }
 
 impl Claim {
-    const NOWHERE: i64 = i64::MAX;
-
     fn new(id: PartitionId, generation: u64) -> Self {
         Self {
             id,
             generation,
             revoked: AtomicBool::new(false),
-            halted_at: AtomicI64::new(Self::NOWHERE),
         }
     }
 
-    /// Whether the record at `offset` should still be worked on.
-    pub(crate) fn permits(&self, offset: i64) -> bool {
-        !self.revoked.load(Ordering::Acquire) && offset < self.halted_at.load(Ordering::Acquire)
-    }
-
-    /// Ends work on this assignment from `offset` on, because of a record that cannot be handled. What stands before it goes on.
-    pub(crate) fn halt(&self, offset: i64) {
-        self.halted_at.fetch_min(offset, Ordering::AcqRel);
-    }
-
-    fn is_halted(&self) -> bool {
-        self.halted_at.load(Ordering::Acquire) != Self::NOWHERE
+    /// Whether its records should still be worked on.
+    pub(crate) fn stands(&self) -> bool {
+        !self.revoked.load(Ordering::Acquire)
     }
 
     fn revoke(&self) {
@@ -66,7 +52,7 @@ pub(crate) struct Item {
     pub(crate) claim: Arc<Claim>,
     pub(crate) offset: i64,
     pub(crate) size: usize,
-    pub(crate) content: Result<Record, RecordError>,
+    pub(crate) content: Decoded,
 }
 
 /// What became of an [`Item`] that a worker was given.
@@ -198,64 +184,38 @@ impl Intake {
             return;
         };
         partition.claim.revoke();
-        self.drop_waiting(&partition.claim);
-    }
-
-    /// Stops an assignment at a record that cannot be handled: from there on, nothing of it is read or handed out any more.
-    /// `false` when that assignment has ended meanwhile, or stops before `offset` already.
-    pub(crate) fn halt(&mut self, claim: &Arc<Claim>, offset: i64) -> bool {
-        claim.halt(offset);
-        if !self
-            .partitions
-            .get(&claim.id)
-            .is_some_and(|partition| Arc::ptr_eq(&partition.claim, claim))
-        {
-            return false;
-        }
-        self.drop_waiting(claim);
-        claim.halted_at.load(Ordering::Acquire) == offset
-    }
-
-    /// Drops what waits and is no longer permitted.
-    fn drop_waiting(&mut self, claim: &Arc<Claim>) {
-        let mut partition = self
-            .partitions
-            .get_mut(&claim.id)
-            .filter(|partition| Arc::ptr_eq(&partition.claim, claim));
         for queue in &mut self.queues {
-            queue.items.retain(|item| {
-                let keep = !Arc::ptr_eq(&item.claim, claim) || claim.permits(item.offset);
-                if !keep && let Some(partition) = &mut partition {
-                    partition.forget(item.size);
-                }
-                keep
-            });
+            queue
+                .items
+                .retain(|item| !Arc::ptr_eq(&item.claim, &partition.claim));
             if queue.items.is_empty() {
                 queue.since = None;
             }
         }
     }
 
-    /// Takes in what was read at `offset`; `false` when it is not wanted (not assigned, halted, or read before).
+    /// Takes in what was read at `offset`; `false` when it is not wanted (not assigned, or read before).
     pub(crate) fn admit(
         &mut self,
         id: PartitionId,
         offset: i64,
         size: usize,
-        content: Result<Record, RecordError>,
+        content: Decoded,
         now: Instant,
     ) -> bool {
         let Some(partition) = self.partitions.get_mut(&id) else {
             return false;
         };
-        if !partition.claim.permits(offset) || !partition.tracker.admit(offset) {
+        if !partition.tracker.admit(offset) {
             return false;
         }
         partition.records += 1;
         partition.bytes += size;
-        let key = content
-            .as_ref()
-            .map_or("", |record| record.envelope.entity_id.as_str());
+        let key = match &content {
+            Decoded::Record(record) => record.envelope.entity_id.as_str(),
+            // Behind what it can be told to belong to, in order.
+            Decoded::Not(raw, _) => raw.entity().unwrap_or_default(),
+        };
         let slot = self.hasher.hash_one((id, key)) % self.limits.workers as u64;
         let queue = &mut self.queues[slot as usize];
         queue.since.get_or_insert(now);
@@ -336,11 +296,10 @@ impl Intake {
         let share = self.share();
         let mut flow = Flow::default();
         for (id, partition) in &mut self.partitions {
-            let halted = partition.claim.is_halted();
-            if !partition.paused && (halted || partition.is_full(share)) {
+            if !partition.paused && partition.is_full(share) {
                 partition.paused = true;
                 flow.pause.push(*id);
-            } else if partition.paused && !halted && partition.has_room(share) {
+            } else if partition.paused && partition.has_room(share) {
                 partition.paused = false;
                 flow.resume.push(*id);
             }
@@ -394,6 +353,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::record::Record;
 
     const P0: PartitionId = PartitionId {
         topic: 0,
@@ -443,7 +403,7 @@ mod tests {
     }
 
     fn admit(intake: &mut Intake, id: PartitionId, offset: i64, key: &str) -> bool {
-        intake.admit(id, offset, 1, Ok(record(key)), Instant::now())
+        intake.admit(id, offset, 1, Decoded::Record(record(key)), Instant::now())
     }
 
     fn settled(batch: Vec<Item>, end: End) -> Vec<Settled> {
@@ -490,11 +450,11 @@ mod tests {
         });
         intake.assign(P0);
         let start = Instant::now();
-        assert!(intake.admit(P0, 0, 1, Ok(record("a")), start));
+        assert!(intake.admit(P0, 0, 1, Decoded::Record(record("a")), start));
         assert!(intake.batches(start).is_empty());
         assert_eq!(intake.next_due(), Some(start + linger));
-        assert!(intake.admit(P0, 1, 1, Ok(record("a")), start));
-        assert!(intake.admit(P0, 2, 1, Ok(record("a")), start));
+        assert!(intake.admit(P0, 1, 1, Decoded::Record(record("a")), start));
+        assert!(intake.admit(P0, 2, 1, Decoded::Record(record("a")), start));
         assert_eq!(intake.batches(start).len(), 1, "a full batch goes at once");
         let mut waiting = Intake::new(Limits {
             workers: 1,
@@ -502,7 +462,7 @@ mod tests {
             ..limits()
         });
         waiting.assign(P0);
-        assert!(waiting.admit(P0, 0, 1, Ok(record("a")), start));
+        assert!(waiting.admit(P0, 0, 1, Decoded::Record(record("a")), start));
         assert_eq!(
             waiting.batches(start + linger).len(),
             1,
@@ -521,7 +481,7 @@ mod tests {
         let (worker, batch) = intake.batches(Instant::now()).remove(0);
         assert!(admit(&mut intake, P0, 8, "a"));
         intake.revoke(P0);
-        assert!(!batch[0].claim.permits(7));
+        assert!(!batch[0].claim.stands());
         assert!(!admit(&mut intake, P0, 9, "a"), "not assigned");
         intake.assign(P0);
         assert!(
@@ -533,47 +493,6 @@ mod tests {
         assert_eq!(batch.len(), 1, "what waited from before is gone");
         assert_eq!(intake.settle(worker, &settled(batch, End::Done)), vec![(P0, 8)]);
         assert_eq!(intake.in_flight(), 0);
-    }
-
-    #[test]
-    fn a_halted_partition_is_paused_and_ends_before_the_record_while_others_go_on() {
-        let mut intake = Intake::new(Limits {
-            workers: 1,
-            batch_records: 1,
-            ..limits()
-        });
-        intake.assign(P0);
-        intake.assign(P1);
-        assert!(admit(&mut intake, P0, 0, "a"));
-        let (worker, batch) = intake.batches(Instant::now()).remove(0);
-        assert!(admit(&mut intake, P0, 1, "a"));
-        assert!(admit(&mut intake, P0, 2, "a"));
-        assert!(admit(&mut intake, P1, 0, "b"));
-        let claim = Arc::clone(&batch[0].claim);
-        assert!(intake.halt(&claim, 1), "seen by another worker, as it were");
-        assert!(claim.permits(0) && !claim.permits(1));
-        assert_eq!(
-            intake.settle(worker, &settled(batch, End::Done)),
-            vec![(P0, 1)],
-            "before it"
-        );
-        assert_eq!(
-            intake.flow(),
-            Flow {
-                pause: vec![P0],
-                resume: vec![]
-            }
-        );
-        assert!(!admit(&mut intake, P0, 3, "a"));
-        let (worker, batch) = intake.batches(Instant::now()).remove(0);
-        assert_eq!(
-            batch.iter().map(|item| item.claim.id).collect::<Vec<_>>(),
-            [P1],
-            "1 and 2 are gone"
-        );
-        assert_eq!(intake.settle(worker, &settled(batch, End::Done)), vec![(P1, 1)]);
-        assert_eq!(intake.in_flight(), 0);
-        assert_eq!(intake.flow(), Flow::default(), "it stays paused");
     }
 
     #[test]
@@ -612,7 +531,7 @@ mod tests {
     fn bytes_pause_as_well() {
         let mut intake = Intake::new(limits());
         intake.assign(P0);
-        assert!(intake.admit(P0, 0, 2 << 20, Ok(record("a")), Instant::now()));
+        assert!(intake.admit(P0, 0, 2 << 20, Decoded::Record(record("a")), Instant::now()));
         assert_eq!(intake.flow().pause, vec![P0]);
     }
 
@@ -673,7 +592,8 @@ mod tests {
                     6 | 7 => {
                         for (worker, batch) in intake.batches(Instant::now()) {
                             for item in &batch {
-                                let key = item.content.as_ref().expect("decoded").envelope.entity_id.clone();
+                                let Decoded::Record(record) = &item.content else { unreachable!() };
+                                let key = record.envelope.entity_id.clone();
                                 let place = (item.claim.id, item.claim.generation, key);
                                 if let Some((before, last)) = seen.insert(place, (worker, item.offset)) {
                                     prop_assert_eq!(before, worker);
@@ -689,7 +609,7 @@ mod tests {
                         }
                         let (worker, batch) = busy.remove(usize::from(pick) % busy.len());
                         for item in &batch {
-                            if item.claim.permits(item.offset) {
+                            if item.claim.stands() {
                                 open[usize::from(item.claim.id == P1)].remove(&item.offset);
                             }
                         }

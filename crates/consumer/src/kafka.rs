@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::intake::PartitionId;
+use crate::lane::Lane;
 use crate::metrics::Metrics;
 
 /// A change of the assignment.
@@ -38,6 +39,7 @@ pub(crate) struct Callbacks {
 /// When librdkafka refuses a property, or cannot start.
 pub(crate) fn connect(
     config: &Config,
+    lane: &Lane,
     metrics: &Metrics,
 ) -> KafkaResult<(StreamConsumer<Callbacks>, mpsc::UnboundedReceiver<Change>)> {
     let (sender, changes) = mpsc::unbounded_channel();
@@ -47,7 +49,9 @@ pub(crate) fn connect(
         metrics: metrics.clone(),
         broker_away: Mutex::default(),
     };
-    Ok((config.client().create_with_context(callbacks)?, changes))
+    let mut client = config.client();
+    client.set("group.id", lane.group(&config.group));
+    Ok((client.create_with_context(callbacks)?, changes))
 }
 
 impl Callbacks {

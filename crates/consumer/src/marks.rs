@@ -1,20 +1,19 @@
-//! Version marks: what is new, what is a repeat, what is missing.
+//! Version marks: what is new, what is a repeat, what is missing, what waits.
 //!
-//! A mark is the version of an entity that this consumer has come to in a topic. Two instances can hold the same record at the same
-//! time (one was stopped and does not know that it lost the partition). Both read the marks, both decide; then
-//! [`advance`] moves each mark only from the version that was read, in the effect's own transaction. The second one waits for the first
-//! to end, sees the moved mark, and its whole batch is rolled back and decided again. So an effect happens once, whatever Kafka
-//! thinks about who owns the partition.
+//! A mark is the version of an entity that this consumer has come to in a topic, and whether the entity is parked. Two instances can
+//! hold the same record at the same time (one was stopped and does not know that it lost the partition), and an operator can replay what is
+//! parked. All of them read the mark and decide; then [`advance`] moves each mark only from the state that was read, in the
+//! effect's own transaction. The second one waits for the first to end, sees the moved mark, and its whole batch is rolled back and
+//! decided again. So an effect happens once, whatever Kafka thinks about who owns the partition.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use diesel::sql_types::{Array, BigInt, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel::{QueryResult, QueryableByName};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use uuid::Uuid;
 
 use crate::config::Start;
-use crate::record::Record;
 
 /// An entity in a topic.
 pub(crate) type Key<'a> = (&'a str, &'a str);
@@ -22,8 +21,34 @@ pub(crate) type Key<'a> = (&'a str, &'a str);
 /// How far an entity has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mark {
+    /// 0: nothing was applied yet.
     pub(crate) version: i64,
-    pub(crate) event_id: Uuid,
+    /// `None` with version 0.
+    pub(crate) event_id: Option<Uuid>,
+    pub(crate) parked: bool,
+}
+
+/// What has to be known of a record to decide about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Candidate<'a> {
+    pub(crate) topic: &'a str,
+    /// `None`: it has no key that names one.
+    pub(crate) entity: Option<&'a str>,
+    /// `None`: its envelope cannot be read.
+    pub(crate) event: Option<(i64, Uuid)>,
+    /// It can never be handled.
+    pub(crate) refused: bool,
+    pub(crate) known: Known,
+}
+
+/// What is known of a record from before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    Nothing,
+    /// It is in the table of parked records, whatever became of it.
+    Parked,
+    /// An operator gave it up.
+    Discarded,
 }
 
 /// What to do with each record of a batch.
@@ -31,130 +56,210 @@ pub(crate) struct Mark {
 pub(crate) struct Plan<'a> {
     /// Positions of the records to apply, in order.
     pub(crate) fresh: Vec<usize>,
-    /// Positions of those whose effect is there already.
+    /// Positions of those whose effect is there already, or that are parked already.
     pub(crate) repeats: Vec<usize>,
     /// Among the repeats, those that carry the mark's version in another event.
     pub(crate) ghosts: Vec<usize>,
-    /// Records ahead of their turn, each the first such of its partition.
-    pub(crate) gaps: Vec<Gap>,
-    /// Positions behind a gap in the same partition.
-    pub(crate) behind: Vec<usize>,
+    /// Positions of those that were given up before: they count, and have no effect.
+    pub(crate) discarded: Vec<usize>,
+    /// Records to park, in order.
+    pub(crate) parks: Vec<Park>,
     /// The marks to move, by key.
     pub(crate) advances: BTreeMap<Key<'a>, Advance>,
 }
 
-/// A record whose predecessor is missing.
+/// A record to park.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Gap {
+pub(crate) struct Park {
     pub(crate) position: usize,
-    pub(crate) expected: i64,
+    pub(crate) why: Why,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    Refused,
+    /// Its predecessor is missing.
+    Gap {
+        expected: i64,
+    },
+    /// An earlier one of its entity is parked.
+    Behind,
 }
 
 /// One mark's move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Advance {
-    /// The version read; `None`: there was no mark.
-    pub(crate) from: Option<i64>,
+    /// As it was read; `None`: there was no mark.
+    pub(crate) from: Option<Mark>,
     pub(crate) to: Mark,
 }
 
+const NO_MARK: Mark = Mark {
+    version: 0,
+    event_id: None,
+    parked: false,
+};
+
 /// Decides about `records`, which are in order, given the marks as they were read.
 pub(crate) fn plan<'a>(
-    records: &[&'a Record],
+    records: &[Candidate<'a>],
     marks: &HashMap<(String, String), Mark>,
     start: impl Fn(&str) -> Start,
 ) -> Plan<'a> {
     let mut plan = Plan::default();
-    let mut stopped: Vec<(&str, i32)> = Vec::new();
+    let mut parked: HashSet<(Key<'a>, i64)> = HashSet::new();
     for (position, record) in records.iter().enumerate() {
-        let partition = (&*record.topic, record.partition);
-        if stopped.contains(&partition) {
-            plan.behind.push(position);
+        let refused = Park {
+            position,
+            why: Why::Refused,
+        };
+        let Some(entity) = record.entity else {
+            match record.known {
+                Known::Nothing => plan.parks.push(refused),
+                Known::Parked | Known::Discarded => plan.repeats.push(position),
+            }
             continue;
-        }
-        let key: Key<'a> = (&record.topic, &record.envelope.entity_id);
+        };
+        let key: Key<'a> = (record.topic, entity);
         let read = marks.get(&(key.0.to_owned(), key.1.to_owned())).copied();
-        let mark = plan.advances.get(&key).map(|advance| advance.to).or(read);
-        let found = Mark {
-            version: record.envelope.version,
-            event_id: record.envelope.event_id,
+        let moved = plan.advances.get(&key).map(|advance| advance.to);
+        let now = moved.or(read).unwrap_or(NO_MARK);
+        let park = |plan: &mut Plan<'a>, why| {
+            plan.parks.push(Park { position, why });
+            plan.set(key, read, Mark { parked: true, ..now });
         };
-        let expected = match (mark, start(key.0)) {
-            (Some(mark), _) => mark.version + 1,
-            (None, Start::Beginning) => 1,
-            (None, Start::Baseline) => found.version,
+        let Some((version, event_id)) = record.event else {
+            match record.known {
+                Known::Nothing => park(&mut plan, if now.parked { Why::Behind } else { Why::Refused }),
+                Known::Parked | Known::Discarded => plan.repeats.push(position),
+            }
+            continue;
         };
-        if found.version < expected {
-            if mark.is_some_and(|mark| mark.version == found.version && mark.event_id != found.event_id) {
+        if version <= now.version {
+            if version == now.version && now.event_id != Some(event_id) {
                 plan.ghosts.push(position);
             }
             plan.repeats.push(position);
-        } else if found.version > expected {
-            stopped.push(partition);
-            plan.gaps.push(Gap { position, expected });
+            continue;
+        }
+        let to = Mark {
+            version,
+            event_id: Some(event_id),
+            parked: false,
+        };
+        let expected = match start(key.0) {
+            Start::Baseline if now.version == 0 => version,
+            Start::Baseline | Start::Beginning => now.version + 1,
+        };
+        if now.parked {
+            if parked.insert((key, version)) {
+                park(&mut plan, Why::Behind);
+            } else {
+                plan.repeats.push(position);
+            }
+        } else if record.known == Known::Discarded {
+            plan.discarded.push(position);
+            plan.set(key, read, to);
+        } else if version > expected {
+            parked.insert((key, version));
+            park(&mut plan, Why::Gap { expected });
+        } else if record.refused {
+            parked.insert((key, version));
+            park(&mut plan, Why::Refused);
         } else {
             plan.fresh.push(position);
-            plan.advances
-                .entry(key)
-                .and_modify(|advance| advance.to = found)
-                .or_insert(Advance {
-                    from: read.map(|mark| mark.version),
-                    to: found,
-                });
+            plan.set(key, read, to);
         }
     }
     plan
 }
 
-#[derive(QueryableByName)]
-struct MarkRow {
-    #[diesel(sql_type = Text)]
-    topic: String,
-    #[diesel(sql_type = Text)]
-    entity_id: String,
-    #[diesel(sql_type = BigInt)]
-    version: i64,
-    #[diesel(sql_type = SqlUuid)]
-    event_id: Uuid,
+impl<'a> Plan<'a> {
+    fn set(&mut self, key: Key<'a>, read: Option<Mark>, to: Mark) {
+        self.advances
+            .entry(key)
+            .and_modify(|advance| advance.to = to)
+            .or_insert(Advance { from: read, to });
+    }
 }
 
-/// Reads the marks of the entities of `records`.
+/// Which generation of a consumer's marks is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Generation {
+    Live,
+    Of(i32),
+}
+
+/// The marks that were asked for, and their generation.
+#[derive(Debug)]
+pub(crate) struct Read {
+    pub(crate) generation: i32,
+    pub(crate) marks: HashMap<(String, String), Mark>,
+}
+
+#[derive(QueryableByName)]
+struct MarkRow {
+    #[diesel(sql_type = Integer)]
+    generation: i32,
+    #[diesel(sql_type = Nullable<Text>)]
+    topic: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    entity_id: Option<String>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    version: Option<i64>,
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    event_id: Option<Uuid>,
+    #[diesel(sql_type = Nullable<Bool>)]
+    parked: Option<bool>,
+}
+
+/// Reads the marks of these entities, each of which may come more than once.
 ///
-/// Not a cached statement: planned while the table was empty, its generic plan would scan the whole table later on.
-pub(crate) async fn read(
+/// Not a cached statement: planned while the table was empty, its generic plan would scan the whole table later on. And one look into the
+/// index per entity, by OFFSET 0: of a generation that is new, PostgreSQL has no figures, and would read all of it.
+pub(crate) async fn read<'a>(
     connection: &mut AsyncPgConnection,
     consumer: &str,
-    records: &[&Record],
-) -> QueryResult<HashMap<(String, String), Mark>> {
-    let mut keys: Vec<Key<'_>> = records
-        .iter()
-        .map(|record| (&*record.topic, record.envelope.entity_id.as_str()))
-        .collect();
+    generation: Generation,
+    keys: impl Iterator<Item = Key<'a>>,
+) -> QueryResult<Read> {
+    // One that nothing has: there is always a row to tell the generation.
+    let mut keys: Vec<Key<'_>> = keys.chain([("", "")]).collect();
     keys.sort_unstable();
     keys.dedup();
     let (topics, entities): (Vec<&str>, Vec<&str>) = keys.into_iter().unzip();
+    let given = match generation {
+        Generation::Live => None,
+        Generation::Of(generation) => Some(generation),
+    };
     let rows: Vec<MarkRow> = diesel::sql_query(
-        "SELECT m.topic, m.entity_id, m.version, m.event_id \
+        "WITH g AS MATERIALIZED ( \
+             SELECT coalesce($4, (SELECT live FROM consumer_generations WHERE consumer = $1), 1) AS generation \
+         ) \
+         SELECT (SELECT generation FROM g) AS generation, m.topic, m.entity_id, m.version, m.event_id, m.parked \
          FROM unnest($2, $3) AS k(topic, entity_id) \
-         JOIN consumer_marks m ON m.consumer = $1 AND m.topic = k.topic AND m.entity_id = k.entity_id",
+         LEFT JOIN LATERAL (SELECT * FROM consumer_marks m WHERE m.consumer = $1 AND m.generation = (SELECT generation FROM g) \
+              AND m.topic = k.topic AND m.entity_id = k.entity_id OFFSET 0) m ON true",
     )
     .bind::<Text, _>(consumer)
     .bind::<Array<Text>, _>(topics)
     .bind::<Array<Text>, _>(entities)
+    .bind::<Nullable<Integer>, _>(given)
     .load(connection)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| {
-            (
-                (row.topic, row.entity_id),
-                Mark {
-                    version: row.version,
-                    event_id: row.event_id,
-                },
-            )
-        })
-        .collect())
+    let generation = rows.as_slice().first().ok_or(diesel::NotFound)?.generation;
+    let mark = |row: MarkRow| {
+        let mark = Mark {
+            version: row.version?,
+            event_id: row.event_id,
+            parked: row.parked?,
+        };
+        Some(((row.topic?, row.entity_id?), mark))
+    };
+    Ok(Read {
+        generation,
+        marks: rows.into_iter().filter_map(mark).collect(),
+    })
 }
 
 #[derive(QueryableByName)]
@@ -165,47 +270,52 @@ struct Moved {
 
 /// Moves the marks; `false` when one of them was moved by someone else since it was read: roll back and decide again.
 ///
-/// Keys are taken in order, so that two instances with the same entities rarely deadlock; when they do, PostgreSQL ends one of them
+/// Whoever had to wait for another transaction finds the row elsewhere (`ctid`), and moves it no more. Keys are taken in order, so that two instances with the same entities rarely deadlock; when they do, PostgreSQL ends one of them
 /// and it is decided again too.
 pub(crate) async fn advance(
     connection: &mut AsyncPgConnection,
     consumer: &str,
+    generation: i32,
     advances: &BTreeMap<Key<'_>, Advance>,
 ) -> QueryResult<bool> {
-    let mut topics = Vec::with_capacity(advances.len());
-    let mut entities = Vec::with_capacity(advances.len());
-    let mut from = Vec::with_capacity(advances.len());
-    let mut to = Vec::with_capacity(advances.len());
-    let mut events = Vec::with_capacity(advances.len());
-    for ((topic, entity), advance) in advances {
-        topics.push(*topic);
-        entities.push(*entity);
-        from.push(advance.from.unwrap_or(0));
-        to.push(advance.to.version);
-        events.push(advance.to.event_id);
-    }
+    let (topics, entities): (Vec<&str>, Vec<&str>) = advances.keys().copied().unzip();
+    let from = |advance: &Advance| advance.from.unwrap_or(NO_MARK);
+    let column = advances.values();
+    let exists: Vec<bool> = column.clone().map(|advance| advance.from.is_some()).collect();
+    let from_versions: Vec<i64> = column.clone().map(|advance| from(advance).version).collect();
+    let from_parked: Vec<bool> = column.clone().map(|advance| from(advance).parked).collect();
+    let versions: Vec<i64> = column.clone().map(|advance| advance.to.version).collect();
+    let events: Vec<Option<Uuid>> = column.clone().map(|advance| advance.to.event_id).collect();
+    let parked: Vec<bool> = column.map(|advance| advance.to.parked).collect();
     let Moved { moved } = diesel::sql_query(
         "WITH given AS ( \
-             SELECT * FROM unnest($2, $3, $4, $5, $6) AS g(topic, entity_id, from_version, to_version, event_id) \
+             SELECT * FROM unnest($3, $4, $5, $6, $7, $8, $9, $10) \
+                 AS g(topic, entity_id, is_there, from_version, from_parked, version, event_id, parked) \
          ), changed AS ( \
-             UPDATE consumer_marks m SET version = g.to_version, event_id = g.event_id FROM given g \
-             WHERE g.from_version > 0 AND m.consumer = $1 AND m.topic = g.topic AND m.entity_id = g.entity_id \
-               AND m.version = g.from_version \
+             UPDATE consumer_marks m SET version = g.version, event_id = g.event_id, parked = g.parked \
+             FROM given g CROSS JOIN LATERAL ( \
+                 SELECT ctid FROM consumer_marks k WHERE k.consumer = $1 AND k.generation = $2 AND k.topic = g.topic \
+                    AND k.entity_id = g.entity_id AND k.version = g.from_version AND k.parked = g.from_parked OFFSET 0) k \
+             WHERE g.is_there AND m.ctid = k.ctid AND m.version = g.from_version AND m.parked = g.from_parked \
              RETURNING 1 \
          ), made AS ( \
-             INSERT INTO consumer_marks (consumer, topic, entity_id, version, event_id) \
-             SELECT $1, topic, entity_id, to_version, event_id FROM given WHERE from_version = 0 \
+             INSERT INTO consumer_marks (consumer, generation, topic, entity_id, version, event_id, parked) \
+             SELECT $1, $2, topic, entity_id, version, event_id, parked FROM given WHERE NOT is_there \
              ON CONFLICT DO NOTHING \
              RETURNING 1 \
          ) \
          SELECT (SELECT count(*) FROM changed) + (SELECT count(*) FROM made) AS moved",
     )
     .bind::<Text, _>(consumer)
+    .bind::<Integer, _>(generation)
     .bind::<Array<Text>, _>(topics)
     .bind::<Array<Text>, _>(entities)
-    .bind::<Array<BigInt>, _>(from)
-    .bind::<Array<BigInt>, _>(to)
-    .bind::<Array<SqlUuid>, _>(events)
+    .bind::<Array<Bool>, _>(exists)
+    .bind::<Array<BigInt>, _>(from_versions)
+    .bind::<Array<Bool>, _>(from_parked)
+    .bind::<Array<BigInt>, _>(versions)
+    .bind::<Array<Nullable<SqlUuid>>, _>(events)
+    .bind::<Array<Bool>, _>(parked)
     .get_result(connection)
     .await?;
     Ok(moved == advances.len() as i64)
@@ -213,40 +323,9 @@ pub(crate) async fn advance(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use envelope::Envelope;
     use proptest::prelude::*;
 
     use super::*;
-
-    fn record(entity: &str, version: i64, partition: i32) -> Record {
-        Record {
-            envelope: Envelope {
-                event_id: event_id(entity, version),
-                event_type: "order.placed".into(),
-                source: "/test".into(),
-                entity_type: "order".into(),
-                entity_id: entity.into(),
-                version,
-                schema_version: 1,
-                occurred_at: chrono::DateTime::UNIX_EPOCH,
-                content_type: "application/protobuf".into(),
-                data_schema: None,
-                correlation_id: None,
-                causation_id: None,
-                traceparent: None,
-                tracestate: None,
-                outbox_id: None,
-                metadata: BTreeMap::new(),
-            },
-            payload: vec![],
-            topic: "t".into(),
-            partition,
-            offset: 0,
-            timestamp: None,
-        }
-    }
 
     fn event_id(entity: &str, version: i64) -> Uuid {
         Uuid::from_u128(
@@ -254,132 +333,220 @@ mod tests {
         )
     }
 
-    fn marked(entity: &str, version: i64) -> ((String, String), Mark) {
-        (
-            ("t".into(), entity.into()),
-            Mark {
-                version,
-                event_id: event_id(entity, version),
-            },
-        )
+    fn event(entity: &str, version: i64) -> Candidate<'_> {
+        Candidate {
+            topic: "t",
+            entity: Some(entity),
+            event: Some((version, event_id(entity, version))),
+            refused: false,
+            known: Known::Nothing,
+        }
     }
 
-    #[track_caller]
-    fn check(
-        marks: &[(&str, i64)],
-        records: &[Record],
-        start: Start,
-        expect: impl FnOnce(Plan<'_>) -> (Vec<usize>, Vec<usize>),
-        fresh: &[usize],
-        other: &[usize],
-    ) {
-        let marks = marks
-            .iter()
-            .map(|(entity, version)| marked(entity, *version))
-            .collect();
-        let records: Vec<&Record> = records.iter().collect();
-        assert_eq!(
-            expect(plan(&records, &marks, |_| start)),
-            (fresh.to_vec(), other.to_vec())
-        );
+    fn refused(entity: &str, version: i64) -> Candidate<'_> {
+        Candidate {
+            refused: true,
+            ..event(entity, version)
+        }
     }
 
-    fn fresh_and_repeats(plan: Plan<'_>) -> (Vec<usize>, Vec<usize>) {
-        (plan.fresh, plan.repeats)
+    fn unreadable(entity: Option<&str>) -> Candidate<'_> {
+        Candidate {
+            topic: "t",
+            entity,
+            event: None,
+            refused: true,
+            known: Known::Nothing,
+        }
     }
 
-    fn fresh_and_gaps(plan: Plan<'_>) -> (Vec<usize>, Vec<usize>) {
-        (plan.fresh, plan.gaps.iter().map(|gap| gap.position).collect())
+    fn marked(entity: &str, version: i64, parked: bool) -> ((String, String), Mark) {
+        let mark = Mark {
+            version,
+            event_id: (version > 0).then(|| event_id(entity, version)),
+            parked,
+        };
+        (("t".into(), entity.into()), mark)
+    }
+
+    type Marks = HashMap<(String, String), Mark>;
+
+    fn from_beginning<'a>(records: &[Candidate<'a>], marks: &Marks) -> Plan<'a> {
+        plan(records, marks, |_| Start::Beginning)
+    }
+
+    fn parks(plan: &Plan<'_>) -> Vec<(usize, Why)> {
+        plan.parks.iter().map(|park| (park.position, park.why)).collect()
     }
 
     #[test]
     fn repeats_are_recognised_against_the_mark_and_within_the_batch() {
+        let records = [event("a", 2), event("a", 3), event("a", 3), event("b", 1)];
+        let plan = from_beginning(&records, &[marked("a", 2, false)].into());
+        assert_eq!((plan.fresh, plan.repeats), (vec![1, 3], vec![0, 2]));
+    }
+
+    #[test]
+    fn a_gap_parks_its_entity_and_no_other() {
         let records = [
-            record("a", 2, 0),
-            record("a", 3, 0),
-            record("a", 3, 0),
-            record("b", 1, 0),
+            event("a", 1),
+            event("a", 3),
+            event("b", 1),
+            event("a", 4),
+            event("a", 1),
         ];
-        check(
-            &[("a", 2)],
-            &records,
-            Start::Beginning,
-            fresh_and_repeats,
-            &[1, 3],
-            &[0, 2],
+        let plan = from_beginning(&records, &Marks::new());
+        assert_eq!(parks(&plan), [(1, Why::Gap { expected: 2 }), (3, Why::Behind)]);
+        assert_eq!((&plan.fresh, &plan.repeats), (&vec![0, 2], &vec![4]));
+        let a = plan.advances[&("t", "a")];
+        assert_eq!((a.from, a.to.version, a.to.parked), (None, 1, true));
+    }
+
+    #[test]
+    fn a_refused_record_parks_what_follows_of_its_entity() {
+        let records = [refused("a", 1), event("a", 2), event("b", 1), event("a", 2)];
+        let plan = from_beginning(&records, &Marks::new());
+        assert_eq!(parks(&plan), [(0, Why::Refused), (1, Why::Behind)]);
+        assert_eq!(
+            (&plan.fresh, &plan.repeats),
+            (&vec![2], &vec![3]),
+            "the same version once"
+        );
+        assert_eq!(
+            plan.advances[&("t", "a")].to,
+            Mark {
+                parked: true,
+                ..NO_MARK
+            }
         );
     }
 
     #[test]
-    fn a_gap_stops_its_partition_and_no_other() {
+    fn a_repeat_that_would_be_refused_is_a_repeat() {
+        let plan = from_beginning(&[refused("a", 2)], &[marked("a", 2, false)].into());
+        assert_eq!((plan.parks, plan.repeats), (vec![], vec![0]));
+    }
+
+    #[test]
+    fn behind_a_parked_entity_its_mark_is_held_to_stay_parked() {
+        let plan = from_beginning(
+            &[event("a", 4), unreadable(Some("a"))],
+            &[marked("a", 2, true)].into(),
+        );
+        assert_eq!(parks(&plan), [(0, Why::Behind), (1, Why::Behind)]);
+        let Advance { from, to } = plan.advances[&("t", "a")];
+        assert_eq!(from, Some(to));
+    }
+
+    #[test]
+    fn what_cannot_be_read_parks_its_key_or_alone_and_only_once() {
+        let seen = Candidate {
+            known: Known::Parked,
+            ..unreadable(Some("b"))
+        };
         let records = [
-            record("a", 1, 0),
-            record("a", 3, 0),
-            record("b", 1, 0),
-            record("c", 1, 1),
+            unreadable(None),
+            unreadable(Some("a")),
+            event("a", 1),
+            seen,
+            event("b", 1),
         ];
-        check(&[], &records, Start::Beginning, fresh_and_gaps, &[0, 3], &[1]);
+        let plan = from_beginning(&records, &Marks::new());
+        assert_eq!(
+            parks(&plan),
+            [(0, Why::Refused), (1, Why::Refused), (2, Why::Behind)]
+        );
+        assert_eq!((plan.repeats, plan.fresh), (vec![3], vec![4]));
+    }
+
+    #[test]
+    fn what_was_given_up_counts_and_has_no_effect() {
+        let given_up = Candidate {
+            known: Known::Discarded,
+            ..refused("a", 5)
+        };
+        let plan = from_beginning(&[given_up, event("a", 6)], &[marked("a", 3, false)].into());
+        assert_eq!((&plan.discarded, &plan.fresh), (&vec![0], &vec![1]));
+        assert!(plan.parks.is_empty());
     }
 
     #[test]
     fn without_a_mark_the_first_version_is_one_unless_there_is_a_baseline() {
-        let records = [record("a", 5, 0), record("a", 6, 0), record("a", 8, 0)];
-        check(&[], &records, Start::Beginning, fresh_and_gaps, &[], &[0]);
-        check(&[], &records, Start::Baseline, fresh_and_gaps, &[0, 1], &[2]);
+        let records = [event("a", 5), event("a", 6), event("a", 8)];
+        let plan = from_beginning(&records, &Marks::new());
+        assert_eq!(plan.parks[0].why, Why::Gap { expected: 1 });
+        let plan = super::plan(&records, &Marks::new(), |_| Start::Baseline);
+        assert_eq!(plan.fresh, [0, 1]);
+        assert_eq!(parks(&plan), [(2, Why::Gap { expected: 7 })]);
     }
 
     #[test]
     fn the_same_version_in_another_event_is_a_ghost() {
-        let mut other = record("a", 2, 0);
-        other.envelope.event_id = Uuid::from_u128(99);
-        let records = [&other, &record("a", 1, 0)];
-        let plan = plan(&records, &[marked("a", 2)].into(), |_| Start::Beginning);
+        let other = Candidate {
+            event: Some((2, Uuid::from_u128(99))),
+            ..event("a", 2)
+        };
+        let plan = from_beginning(&[other, event("a", 1)], &[marked("a", 2, false)].into());
         assert_eq!((plan.ghosts, plan.repeats), (vec![0], vec![0, 1]));
     }
 
     proptest! {
-        /// However a topic is cut into batches and however often parts of it are repeated, every version is fresh exactly
-        /// once, in order, and the marks end at the last.
+        /// However a topic is cut into batches and however often parts of it are repeated, every version is fresh exactly once, in
+        /// order, up to the first that is refused; all from there on are parked, each once, in order.
         #[test]
-        fn every_version_is_fresh_once(
+        fn every_version_is_fresh_or_parked_once(
             lengths in prop::collection::vec(1_i64..6, 1..4),
+            bad in prop::collection::vec(1_i64..12, 3),
             cuts in prop::collection::vec((0_usize..20, 1_usize..6), 1..30),
         ) {
             let entities = ["a", "b", "c"];
-            let topic: Vec<Record> = (1..6)
+            let topic: Vec<Candidate<'_>> = (1..6)
                 .flat_map(|version| {
-                    let lengths = &lengths;
-                    entities.iter().zip(lengths).filter(move |(_, length)| version <= **length)
-                        .map(move |(entity, _)| record(entity, version, 0))
+                    let (lengths, bad) = (&lengths, &bad);
+                    entities.iter().zip(lengths).zip(bad).filter(move |((_, length), _)| version <= **length)
+                        .map(move |((entity, _), bad)| Candidate { refused: version == *bad, ..event(entity, version) })
                 })
                 .collect();
-            let mut marks: HashMap<(String, String), Mark> = HashMap::new();
-            let mut applied: Vec<(String, i64)> = Vec::new();
+            let mut marks = Marks::new();
+            let mut applied: Vec<(&str, i64)> = Vec::new();
+            let mut waiting: Vec<(&str, i64)> = Vec::new();
             let mut reached = 0_usize;
             // Each step goes back a little, as after a crash, and reads on from there; the last reads everything.
             let steps = cuts.into_iter().chain([(20, topic.len())]);
             for (back, length) in steps {
-                let from = reached.min(reached.saturating_sub(back));
+                let from = reached.saturating_sub(back);
                 let to = (from + length).min(topic.len());
-                let batch: Vec<&Record> = topic[from..to].iter().collect();
-                let plan = plan(&batch, &marks, |_| Start::Beginning);
-                prop_assert!(plan.gaps.is_empty() && plan.ghosts.is_empty());
-                for position in &plan.fresh {
-                    let envelope = &batch[*position].envelope;
-                    applied.push((envelope.entity_id.clone(), envelope.version));
+                let batch = &topic[from..to];
+                let plan = from_beginning(batch, &marks);
+                prop_assert!(plan.ghosts.is_empty());
+                let name = |position: usize| {
+                    let record = batch[position];
+                    (record.entity.expect("given"), record.event.expect("given").0)
+                };
+                applied.extend(plan.fresh.iter().map(|position| name(*position)));
+                for park in &plan.parks {
+                    let is_gap = matches!(park.why, Why::Gap { .. });
+                    prop_assert!(!is_gap);
+                    // The table itself takes a version once while it is parked.
+                    if !waiting.contains(&name(park.position)) {
+                        waiting.push(name(park.position));
+                    }
                 }
                 for (key, advance) in &plan.advances {
                     let key = (key.0.to_owned(), key.1.to_owned());
-                    prop_assert_eq!(marks.get(&key).map(|mark| mark.version), advance.from);
+                    prop_assert_eq!(marks.get(&key).copied(), advance.from);
                     marks.insert(key, advance.to);
                 }
                 reached = reached.max(to);
             }
-            for (entity, length) in entities.iter().zip(&lengths) {
-                let versions: Vec<i64> =
-                    applied.iter().filter(|(id, _)| id == entity).map(|(_, version)| *version).collect();
-                if reached == topic.len() {
-                    prop_assert_eq!(versions, (1..=*length).collect::<Vec<_>>());
+            if reached == topic.len() {
+                for ((entity, length), bad) in entities.iter().zip(&lengths).zip(&bad) {
+                    let of = |list: &[(&str, i64)]| -> Vec<i64> {
+                        list.iter().filter(|(id, _)| id == entity).map(|(_, version)| *version).collect()
+                    };
+                    let last = (*length).min(bad - 1);
+                    prop_assert_eq!(of(&applied), (1..=last).collect::<Vec<_>>());
+                    prop_assert_eq!(of(&waiting), (last + 1..=*length).collect::<Vec<_>>());
                 }
             }
         }

@@ -8,7 +8,7 @@ use prometheus::{
 /// The metrics of one consumer; all carry the label `consumer`.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
-    /// Records done, by what they were: `applied`, `repeat`.
+    /// Records done, by what they were: `applied`, `repeat`, `parked`, `discarded`.
     pub(crate) messages: IntCounterVec,
     /// From when the event happened to when its effect had committed.
     pub(crate) end_to_end_seconds: HistogramVec,
@@ -22,8 +22,16 @@ pub(crate) struct Metrics {
     pub(crate) retries: IntCounter,
     /// Same version, other event: history was rewritten upstream.
     pub(crate) ghosts: IntCounter,
-    /// Partitions stopped at a record that cannot be handled.
-    pub(crate) halted_partitions: IntGauge,
+    /// Records parked by this process, by what failed.
+    pub(crate) parked: IntCounterVec,
+    /// Dead letters written by this process.
+    pub(crate) dead_letters: IntCounter,
+    /// Records that are parked now, by any process.
+    pub(crate) parked_records: IntGauge,
+    /// Entities that are parked now, by any process.
+    pub(crate) parked_entities: IntGauge,
+    /// How long the first of them has been parked; 0 when there is none.
+    pub(crate) oldest_parked_seconds: IntGauge,
     /// Partitions assigned to this process.
     pub(crate) assigned_partitions: IntGauge,
     /// Changes of the assignment.
@@ -100,11 +108,36 @@ impl Metrics {
                     "Records with a version that another event had.",
                 ))?,
             )?,
-            halted_partitions: add(
+            parked: add(
+                registry,
+                IntCounterVec::new(
+                    opts("consumer_parked_total", "Records parked by this process."),
+                    &["kind"],
+                )?,
+            )?,
+            dead_letters: add(
+                registry,
+                IntCounter::with_opts(opts(
+                    "consumer_dead_letters_total",
+                    "Dead letters written by this process.",
+                ))?,
+            )?,
+            parked_records: add(
+                registry,
+                IntGauge::with_opts(opts("consumer_parked_records", "Records that are parked."))?,
+            )?,
+            parked_entities: add(
                 registry,
                 IntGauge::with_opts(opts(
-                    "consumer_halted_partitions",
-                    "Partitions stopped at a record that cannot be handled.",
+                    "consumer_parked_entities",
+                    "Entities of which records are parked.",
+                ))?,
+            )?,
+            oldest_parked_seconds: add(
+                registry,
+                IntGauge::with_opts(opts(
+                    "consumer_oldest_parked_seconds",
+                    "How long the first parked record has been parked.",
                 ))?,
             )?,
             assigned_partitions: add(

@@ -13,20 +13,25 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{sleep_until, timeout, timeout_at};
+use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Config;
 use crate::handler::Handler;
 use crate::intake::{Intake, Limits, PartitionId};
 use crate::kafka::{self, Callbacks, Change};
+use crate::lane::Lane;
 use crate::metrics::Metrics;
+use crate::parked;
 use crate::record;
 use crate::status::Status;
 use crate::worker::{self, Finished, Shared};
 
 /// The most records taken in before the loop looks at anything else.
 const READ_AT_ONCE: usize = 512;
+/// How often what is parked is counted.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// How long after an outage a client may find out that it fenced itself: brokers elect, load groups, and let members join.
 const AFTER_OUTAGE: Duration = Duration::from_secs(60);
 
@@ -84,17 +89,28 @@ impl<H: Handler> Consumer<H> {
         handler: H,
         registry: &Registry,
     ) -> Result<Self, BuildError> {
+        Self::on(Lane::Live, config, pool, handler, registry)
+    }
+
+    pub(crate) fn on(
+        lane: Lane,
+        config: Config,
+        pool: Pool<AsyncPgConnection>,
+        handler: H,
+        registry: &Registry,
+    ) -> Result<Self, BuildError> {
         let problems = config.problems();
         if !problems.is_empty() {
             return Err(BuildError::Config(problems));
         }
         let metrics = Metrics::register(&config.group, registry)?;
-        let (client, changes) = kafka::connect(&config, &metrics).map_err(BuildError::Client)?;
+        let (client, changes) = kafka::connect(&config, &lane, &metrics).map_err(BuildError::Client)?;
         let status = Status::default();
         let stop = CancellationToken::new();
         Ok(Self {
             shared: Arc::new(Shared {
                 config,
+                lane,
                 pool,
                 handler,
                 metrics,
@@ -122,6 +138,7 @@ impl<H: Handler> Consumer<H> {
             client,
             changes,
         } = self;
+        let _gauges = AbortOnDropHandle::new(tokio::spawn(count_parked(Arc::clone(&shared))));
         let mut running = Running::start(shared, client, changes);
         let mut result = running.subscribe();
         while result.is_ok() && !shutdown.is_cancelled() {
@@ -137,8 +154,25 @@ impl<H: Handler> Consumer<H> {
     }
 }
 
+/// Keeps the gauges of what is parked up to date, for ever. While the database is away they stay as they were.
+async fn count_parked<H: Handler>(shared: Arc<Shared<H>>) {
+    loop {
+        let count = async {
+            let mut connection = shared.pool.get().await.ok()?;
+            parked::figures(&mut connection, &shared.config.group).await.ok()
+        };
+        if let Ok(Some(figures)) = timeout(COUNT_EVERY, count).await {
+            let metrics = &shared.metrics;
+            metrics.parked_records.set(figures.records);
+            metrics.parked_entities.set(figures.entities);
+            metrics.oldest_parked_seconds.set(figures.oldest_seconds);
+        }
+        sleep(COUNT_EVERY).await;
+    }
+}
+
 /// A consumer that has workers.
-struct Running<H> {
+struct Running<H: Handler> {
     shared: Arc<Shared<H>>,
     client: StreamConsumer<Callbacks>,
     books: Books,
@@ -153,6 +187,7 @@ struct Books {
     intake: Intake,
     topics: Vec<Arc<str>>,
     names: Vec<String>,
+    max_record_bytes: usize,
 }
 
 impl<H: Handler> Running<H> {
@@ -182,6 +217,7 @@ impl<H: Handler> Running<H> {
             }),
             topics: names.iter().map(|name| name.as_str().into()).collect(),
             names,
+            max_record_bytes: config.max_record_bytes,
         };
         Self {
             shared,
@@ -210,8 +246,8 @@ impl<H: Handler> Running<H> {
     /// Goes on with a new client: librdkafka's does not recover from a fatal error.
     async fn join_anew(&mut self) -> Result<(), RunError> {
         tracing::warn!("the group has lost this member while brokers were away: it joins anew");
-        let (client, changes) =
-            kafka::connect(&self.shared.config, &self.shared.metrics).map_err(RunError::Fatal)?;
+        let (client, changes) = kafka::connect(&self.shared.config, &self.shared.lane, &self.shared.metrics)
+            .map_err(RunError::Fatal)?;
         let fenced = std::mem::replace(&mut self.client, client);
         self.changes = changes;
         // What is under way may still commit; it counts for nothing in the assignment that comes.
@@ -277,37 +313,16 @@ impl<H: Handler> Running<H> {
     fn finish(&mut self, batch: Finished) {
         let advanced = self.books.intake.settle(batch.worker, &batch.items);
         self.store(&advanced);
-        for halt in batch.halts {
-            if !self.books.intake.halt(&halt.claim, halt.offset) {
-                continue;
-            }
-            let PartitionId { topic, partition } = halt.claim.id;
-            let topic = &self.books.names[topic];
-            let reason = halt.reason();
-            let event = halt.event.as_ref();
-            tracing::error!(
-                messaging.destination.name = topic,
-                messaging.destination.partition.id = partition,
-                messaging.kafka.offset = halt.offset,
-                event.id = event.map(|event| event.id.as_str()),
-                event.r#type = event.map(|event| event.kind.as_str()),
-                entity.id = event.map(|event| event.entity.as_str()),
-                trace_id = event.map(|event| event.trace_id.as_str()),
-                error.message = reason,
-                "a record cannot be handled: its partition is halted at it, the others go on"
-            );
-            self.shared.status.halted(topic, partition, reason);
-            self.shared
-                .metrics
-                .halted_partitions
-                .set(self.shared.status.halted_count() as i64);
-        }
     }
 
     /// Offsets to be committed in the background.
     fn store(&self, advanced: &[(PartitionId, i64)]) {
         if advanced.is_empty() {
             return;
+        }
+        for (id, next) in advanced {
+            let topic = &self.books.names[id.topic];
+            self.shared.status.reached(topic, id.partition, *next);
         }
         let stored =
             kafka::offsets(&self.books.names, advanced).and_then(|list| self.client.store_offsets(&list));
@@ -449,7 +464,7 @@ impl Books {
             topic,
             partition: message.partition(),
         };
-        let content = record::decode(&self.topics[topic], message);
+        let content = record::decode(&self.topics[topic], message, self.max_record_bytes);
         self.intake
             .admit(id, message.offset(), record::size(message), content, now)
             && self.intake.is_full(id)
@@ -485,7 +500,6 @@ impl Books {
                 for id in ids {
                     self.intake.revoke(id);
                     let topic = &self.names[id.topic];
-                    shared.status.revoked(topic, id.partition);
                     // Its lag is its next owner's to tell; fails when it never was told.
                     let _ = metrics
                         .lag_records
@@ -494,6 +508,5 @@ impl Books {
             }
         }
         metrics.assigned_partitions.set(self.intake.assigned() as i64);
-        metrics.halted_partitions.set(shared.status.halted_count() as i64);
     }
 }

@@ -9,36 +9,29 @@ pub struct Status(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    halted: BTreeMap<(String, i32), String>,
     stalled: BTreeMap<usize, String>,
+    /// The offset to continue from, by topic and partition.
+    positions: BTreeMap<(String, i32), i64>,
 }
 
 impl Status {
-    /// What keeps this consumer from making progress; empty when nothing does. Sentences for people, without values from records.
+    /// What keeps this consumer from making progress; empty when nothing does. Parked entities are none of
+    /// these: all others go on. Sentences for people, without values from records.
     pub fn problems(&self) -> Vec<String> {
         let state = self.lock();
-        let halted = state
-            .halted
-            .iter()
-            .map(|((topic, partition), reason)| format!("partition {topic}/{partition} is halted: {reason}"));
-        let stalled = state
-            .stalled
-            .iter()
-            .map(|(worker, reason)| format!("worker {worker} is waiting: {reason}"));
-        halted.chain(stalled).collect()
+        let stalled = state.stalled.iter();
+        stalled
+            .map(|(worker, reason)| format!("worker {worker} is waiting: {reason}"))
+            .collect()
     }
 
-    pub(crate) fn halted(&self, topic: &str, partition: i32, reason: String) {
-        self.lock().halted.insert((topic.to_owned(), partition), reason);
+    /// How far each partition is done without a hole, as far as it moved in this process.
+    pub(crate) fn positions(&self) -> BTreeMap<(String, i32), i64> {
+        self.lock().positions.clone()
     }
 
-    /// A partition that was lost is its next owner's matter.
-    pub(crate) fn revoked(&self, topic: &str, partition: i32) {
-        self.lock().halted.remove(&(topic.to_owned(), partition));
-    }
-
-    pub(crate) fn halted_count(&self) -> usize {
-        self.lock().halted.len()
+    pub(crate) fn reached(&self, topic: &str, partition: i32, next: i64) {
+        self.lock().positions.insert((topic.to_owned(), partition), next);
     }
 
     pub(crate) fn stalled(&self, worker: usize, reason: String) {

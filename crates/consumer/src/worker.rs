@@ -1,33 +1,37 @@
 //! A worker: takes one batch at a time and brings it to an end.
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use diesel::result::Error as DieselError;
 use diesel_async::pooled_connection::deadpool::{Object, Pool};
 use diesel_async::{
     AnsiTransactionManager, AsyncPgConnection, SimpleAsyncConnection as _, TransactionManager as _,
 };
+use futures::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::config::{Config, Start};
-use crate::handler::{self, BoxError, Handler, HandlerError};
+use crate::handler::{self, BoxError, Handler, HandlerError, Incoming};
 use crate::intake::{Claim, End, Item, Settled};
-use crate::marks;
+use crate::lane::Lane;
+use crate::marks::{self, Candidate, Plan, Why};
 use crate::metrics::Metrics;
-use crate::record::{Record, RecordError};
+use crate::parked::{self, Body, NewParked};
+use crate::record::{Decoded, RawRecord, Record, RecordError};
 use crate::status::Status;
 use crate::trace;
 
 /// What all workers of a consumer share.
 pub(crate) struct Shared<H> {
     pub(crate) config: Config,
+    pub(crate) lane: Lane,
     pub(crate) pool: Pool<AsyncPgConnection>,
     pub(crate) handler: H,
     pub(crate) metrics: Metrics,
@@ -41,37 +45,99 @@ pub(crate) struct Shared<H> {
 pub(crate) struct Finished {
     pub(crate) worker: usize,
     pub(crate) items: Vec<Settled>,
-    pub(crate) halts: Vec<Halt>,
-}
-
-/// A record that stops its partition.
-#[derive(Debug)]
-pub(crate) struct Halt {
-    pub(crate) claim: Arc<Claim>,
-    pub(crate) offset: i64,
-    pub(crate) refusal: Refusal,
-    /// Event id, type, entity id and trace id, where known.
-    pub(crate) event: Option<EventName>,
-}
-
-/// What a log line says about an event.
-#[derive(Debug)]
-pub(crate) struct EventName {
-    pub(crate) id: String,
-    pub(crate) kind: String,
-    pub(crate) entity: String,
-    pub(crate) trace_id: String,
 }
 
 /// Why a record can never be handled as things stand.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
-    #[error("the record cannot be read")]
-    Undecodable(#[from] RecordError),
-    #[error("version {found} of the entity came where {expected} was expected")]
-    Gap { expected: i64, found: i64 },
+    #[error("the record is no event")]
+    Unreadable(#[source] RecordError),
+    #[error("it happened {0} seconds from now")]
+    Future(i64),
+    #[error("what the record says cannot be read")]
+    Payload(#[source] BoxError),
     #[error("the handler refused the record")]
     Handler(#[source] BoxError),
+}
+
+impl Refusal {
+    /// As it stands in the table and in metrics.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreadable(RecordError::TooLarge { .. }) => "too_large",
+            Self::Unreadable(_) => "unreadable",
+            Self::Future(_) => "future",
+            Self::Payload(_) => "payload",
+            Self::Handler(_) => "refused",
+        }
+    }
+}
+
+/// A record as far as it could be read.
+pub(crate) enum Content<E> {
+    Event(Record, E),
+    /// Refused for what it says.
+    Record(Record),
+    Raw(Box<RawRecord>),
+}
+
+impl<E> Content<E> {
+    /// Reads what was decoded, and says what is wrong with it if anything is.
+    pub(crate) fn read<H: Handler<Event = E>>(
+        decoded: Decoded,
+        handler: &H,
+        max_ahead: Duration,
+    ) -> (Self, Option<Refusal>) {
+        let record = match decoded {
+            Decoded::Not(raw, error) => return (Self::Raw(raw), Some(Refusal::Unreadable(error))),
+            Decoded::Record(record) => record,
+        };
+        let ahead = record.envelope.occurred_at - Utc::now();
+        if ahead > TimeDelta::from_std(max_ahead).unwrap_or(TimeDelta::MAX) {
+            return (Self::Record(record), Some(Refusal::Future(ahead.num_seconds())));
+        }
+        // One record that makes the reader panic must not end the process, again and again.
+        let read = catch_unwind(AssertUnwindSafe(|| handler.read(&record)));
+        match read.unwrap_or_else(|_| Err("the reader panicked".into())) {
+            Ok(event) => (Self::Event(record, event), None),
+            Err(error) => (Self::Record(record), Some(Refusal::Payload(error))),
+        }
+    }
+
+    pub(crate) fn record(&self) -> Option<&Record> {
+        match self {
+            Self::Event(record, _) | Self::Record(record) => Some(record),
+            Self::Raw(_) => None,
+        }
+    }
+
+    pub(crate) fn body(&self) -> Body<'_> {
+        match self {
+            Self::Event(record, _) | Self::Record(record) => Body::Record(record),
+            Self::Raw(raw) => Body::Raw(raw),
+        }
+    }
+
+    pub(crate) fn incoming(&self) -> Option<Incoming<'_, E>> {
+        match self {
+            Self::Event(record, event) => Some(Incoming { record, event }),
+            Self::Record(_) | Self::Raw(_) => None,
+        }
+    }
+
+    fn topic(&self) -> &str {
+        match self {
+            Self::Event(record, _) | Self::Record(record) => &record.topic,
+            Self::Raw(raw) => &raw.topic,
+        }
+    }
+
+    fn entity(&self) -> Option<&str> {
+        match self {
+            Self::Event(record, _) | Self::Record(record) => Some(&record.envelope.entity_id),
+            Self::Raw(raw) => raw.entity(),
+        }
+    }
 }
 
 /// Why an attempt did not commit.
@@ -95,13 +161,6 @@ enum Failure {
     SomeRefused(#[source] BoxError),
 }
 
-/// Positions of a batch that committed, by what became of them.
-#[derive(Debug, Default)]
-struct Committed {
-    done: Vec<usize>,
-    gaps: Vec<marks::Gap>,
-}
-
 /// Brings batches to their end until `work` is closed.
 pub(crate) async fn run<H: Handler>(
     worker: usize,
@@ -117,50 +176,53 @@ pub(crate) async fn run<H: Handler>(
     }
 }
 
+/// A record of a batch.
+struct Entry<E> {
+    claim: Arc<Claim>,
+    offset: i64,
+    size: usize,
+    content: Content<E>,
+    refusal: Option<Refusal>,
+    end: End,
+}
+
 /// A batch on its way.
-struct Batch<'a, H> {
+struct Batch<'a, H: Handler> {
     worker: usize,
     shared: &'a Shared<H>,
-    records: Vec<(Arc<Claim>, usize, Option<Record>)>,
-    offsets: Vec<i64>,
-    ends: Vec<End>,
-    halts: Vec<Halt>,
+    entries: Vec<Entry<H::Event>>,
     pause: Duration,
     failures: u32,
 }
 
 impl<'a, H: Handler> Batch<'a, H> {
     fn new(worker: usize, shared: &'a Shared<H>, items: Vec<Item>) -> Self {
-        let mut batch = Self {
+        let read = |item: Item| {
+            let (content, refusal) = Content::read(item.content, &shared.handler, shared.config.max_ahead);
+            Entry {
+                claim: item.claim,
+                offset: item.offset,
+                size: item.size,
+                content,
+                refusal,
+                end: End::Left,
+            }
+        };
+        Self {
             worker,
             shared,
-            offsets: items.iter().map(|item| item.offset).collect(),
-            ends: vec![End::Left; items.len()],
-            records: Vec::with_capacity(items.len()),
-            halts: Vec::new(),
+            entries: items.into_iter().map(read).collect(),
             pause: shared.config.backoff.0,
             failures: 0,
-        };
-        for item in items {
-            let record = match item.content {
-                Ok(record) => Some(record),
-                Err(error) => {
-                    batch.refuse(&item.claim, item.offset, error.into(), None);
-                    None
-                }
-            };
-            batch.records.push((item.claim, item.size, record));
         }
-        batch
     }
 
     async fn run(mut self) -> Finished {
-        let all: Vec<usize> = (0..self.records.len()).collect();
         let span = {
-            let records: Vec<&Record> = self.open(&all).into_iter().map(|(_, record)| record).collect();
+            let records: Vec<&Record> = self.entries.iter().filter_map(|e| e.content.record()).collect();
             trace::process_span(&self.shared.config.group, &records)
         };
-        let mut groups = VecDeque::from([all]);
+        let mut groups = VecDeque::from([(0..self.entries.len()).collect::<Vec<_>>()]);
         while let Some(group) = groups.pop_front() {
             for rest in self.step(group).instrument(span.clone()).await.into_iter().rev() {
                 groups.push_front(rest);
@@ -175,32 +237,17 @@ impl<'a, H: Handler> Batch<'a, H> {
         self.finish()
     }
 
-    /// Attempts the records of a group together; returns the groups that are to be tried next in its place.
-    async fn step(&mut self, group: Vec<usize>) -> Vec<Vec<usize>> {
-        let open = self.open(&group);
-        if open.is_empty() {
+    /// Attempts the records of a group together; returns the groups that are to be tried next in its place, in their order.
+    async fn step(&mut self, mut group: Vec<usize>) -> Vec<Vec<usize>> {
+        // Those of partitions that were lost meanwhile are let go of.
+        group.retain(|position| self.entries[*position].claim.stands());
+        if group.is_empty() {
             return Vec::new();
         }
-        let positions: Vec<usize> = open.iter().map(|(position, _)| *position).collect();
-        let records: Vec<&Record> = open.into_iter().map(|(_, record)| record).collect();
-        match self.attempt(&records).await {
-            Ok(committed) => {
-                let found: Vec<i64> = committed
-                    .gaps
-                    .iter()
-                    .map(|gap| records[gap.position].envelope.version)
-                    .collect();
-                for done in committed.done {
-                    self.ends[positions[done]] = End::Done;
-                }
-                for (gap, found) in committed.gaps.into_iter().zip(found) {
-                    self.refuse_at(
-                        positions[gap.position],
-                        Refusal::Gap {
-                            expected: gap.expected,
-                            found,
-                        },
-                    );
+        match self.attempt(&group).await {
+            Ok(()) => {
+                for position in group {
+                    self.entries[position].end = End::Done;
                 }
                 if std::mem::take(&mut self.failures) > 0 {
                     self.shared.status.recovered(self.worker);
@@ -209,67 +256,43 @@ impl<'a, H: Handler> Batch<'a, H> {
                 }
                 Vec::new()
             }
-            Err(Failure::Refused(position, source)) if position < positions.len() => {
-                self.refuse_at(positions[position], Refusal::Handler(source));
-                vec![positions]
-            }
-            Err(Failure::Refused(_, source) | Failure::SomeRefused(source)) => {
-                if let [position] = positions[..] {
-                    self.refuse_at(position, Refusal::Handler(source));
-                    return Vec::new();
-                }
-                // One at a time, it shows itself; the others are not held up by it.
-                positions.into_iter().map(|position| vec![position]).collect()
-            }
             Err(Failure::Conflict) => {
                 self.shared.metrics.error("conflict");
                 self.shared.metrics.retries.inc();
-                vec![positions]
+                vec![group]
             }
+            Err(Failure::Refused(position, source)) if position < group.len() => {
+                self.refuse(group[position], source);
+                vec![group]
+            }
+            Err(Failure::Refused(_, source) | Failure::SomeRefused(source)) => match group[..] {
+                [position] if self.entries[position].refusal.is_none() => {
+                    self.refuse(position, source);
+                    vec![group]
+                }
+                [_] => {
+                    // Not even parking it works, so it has to wait.
+                    self.wait_out(&Failure::SomeRefused(source)).await;
+                    vec![group]
+                }
+                _ => {
+                    self.shared.metrics.retries.inc();
+                    let second = group.split_off(group.len() / 2);
+                    vec![group, second]
+                }
+            },
             Err(failure) => {
                 self.wait_out(&failure).await;
-                vec![positions]
+                vec![group]
             }
         }
     }
 
-    /// The records among `group` that are still ours and stand behind no record that stops their partition.
-    fn open(&self, group: &[usize]) -> Vec<(usize, &Record)> {
-        group
-            .iter()
-            .filter_map(|position| {
-                let (claim, _, record) = &self.records[*position];
-                claim
-                    .permits(self.offsets[*position])
-                    .then_some((*position, record.as_ref()?))
-            })
-            .collect()
-    }
-
-    fn refuse_at(&mut self, position: usize, refusal: Refusal) {
-        let (claim, _, record) = &self.records[position];
-        let claim = Arc::clone(claim);
-        let event = record.as_ref().map(|record| EventName {
-            id: record.envelope.event_id.to_string(),
-            kind: record.envelope.event_type.clone(),
-            entity: record.envelope.entity_id.clone(),
-            trace_id: trace::trace_id(record).to_owned(),
-        });
-        self.refuse(&claim, self.offsets[position], refusal, event);
-    }
-
-    /// The one place where a record that can never be handled ends up. For now it stops its partition; parking the record and the
-    /// later ones of its entity goes here.
-    fn refuse(&mut self, claim: &Arc<Claim>, offset: i64, refusal: Refusal, event: Option<EventName>) {
+    /// From now on it is to be parked.
+    fn refuse(&mut self, position: usize, source: BoxError) {
         self.shared.metrics.error("refused");
-        // At once, so that what stands behind it is let go of here and by the other workers.
-        claim.halt(offset);
-        self.halts.push(Halt {
-            claim: Arc::clone(claim),
-            offset,
-            refusal,
-            event,
-        });
+        self.shared.metrics.retries.inc();
+        self.entries[position].refusal = Some(Refusal::Handler(source));
     }
 
     /// Sits out a failure that is not the records' fault.
@@ -297,15 +320,22 @@ impl<'a, H: Handler> Batch<'a, H> {
         self.pause = (self.pause * 2).min(self.shared.config.backoff.1);
     }
 
-    async fn attempt(&self, records: &[&Record]) -> Result<Committed, Failure> {
+    async fn attempt(&self, group: &[usize]) -> Result<(), Failure> {
+        let entries: Vec<&Entry<H::Event>> = group.iter().map(|position| &self.entries[*position]).collect();
         let deadline = self.shared.config.transaction_timeout;
         let mut connection = timeout(deadline, self.shared.pool.get())
             .await
             .map_err(|_| Failure::Deadline(deadline))?
             .map_err(|error| Failure::Connection(error.into()))?;
-        let result = timeout(deadline, self.transact(&mut connection, records))
-            .await
-            .unwrap_or(Err(Failure::Deadline(deadline)));
+        let attempt = AssertUnwindSafe(self.transact(&mut connection, &entries)).catch_unwind();
+        let result = match timeout(deadline, attempt).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => {
+                drop(Object::take(connection));
+                return Err(Failure::SomeRefused("the handler panicked".into()));
+            }
+            Err(_) => Err(Failure::Deadline(deadline)),
+        };
         if matches!(result, Err(Failure::Database(_) | Failure::Deadline(_))) {
             // It may hold an open transaction, and locks with it: close it rather than give it back.
             drop(Object::take(connection));
@@ -313,23 +343,18 @@ impl<'a, H: Handler> Batch<'a, H> {
         result
     }
 
-    /// Marks and effects in one transaction.
+    /// Marks, effects and parked records in one transaction.
     async fn transact(
         &self,
         connection: &mut AsyncPgConnection,
-        records: &[&Record],
-    ) -> Result<Committed, Failure> {
+        entries: &[&Entry<H::Event>],
+    ) -> Result<(), Failure> {
         let begun = Instant::now();
-        let config = &self.shared.config;
-        let begin = format!(
-            "BEGIN; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}",
-            config.transaction_timeout.as_millis(),
-            config.idle_transaction_timeout.as_millis(),
-        );
+        let begin = self.shared.lane.begin(&self.shared.config);
         AnsiTransactionManager::begin_transaction_sql(connection, &begin)
             .await
             .map_err(Failure::Database)?;
-        let (plan, effect) = match self.apply(connection, records).await {
+        let applied = match self.apply(connection, entries).await {
             Ok(applied) => applied,
             Err(failure) => {
                 // A connection that cannot roll back is broken, and the pool discards it.
@@ -340,97 +365,164 @@ impl<'a, H: Handler> Batch<'a, H> {
         AnsiTransactionManager::commit_transaction(connection)
             .await
             .map_err(Failure::Database)?;
-        Ok(self.committed(plan, effect, records, begun.elapsed()))
+        self.committed(applied, entries, begun.elapsed());
+        Ok(())
     }
 
-    /// What is to be done with the records, and the effect of those that are fresh, if any is.
-    async fn apply<'r>(
+    async fn apply<'e>(
         &self,
         connection: &mut AsyncPgConnection,
-        records: &[&'r Record],
-    ) -> Result<(marks::Plan<'r>, Option<H::Effect>), Failure> {
-        let config = &self.shared.config;
-        let read = marks::read(connection, &config.group, records)
+        entries: &[&'e Entry<H::Event>],
+    ) -> Result<Applied<'e, H>, Failure> {
+        let Shared { config, lane, .. } = self.shared;
+        let keys = entries
+            .iter()
+            .filter_map(|entry| Some((entry.content.topic(), entry.content.entity()?)));
+        let read = marks::read(connection, &config.group, lane.generation(), keys)
             .await
             .map_err(Failure::Database)?;
-        let start = |topic: &str| {
-            config
-                .topics
-                .iter()
-                .find(|known| known.name == topic)
-                .map_or(Start::Beginning, |known| known.start)
+        let bodies: Vec<Body<'_>> = entries.iter().map(|entry| entry.content.body()).collect();
+        let before = parked::look_up(
+            connection,
+            &config.group,
+            read.generation,
+            &bodies,
+            lane.is_rebuild(),
+        )
+        .await
+        .map_err(Failure::Database)?;
+        let candidate = |(entry, body): (&&'e Entry<H::Event>, &Body<'_>)| Candidate {
+            topic: entry.content.topic(),
+            entity: entry.content.entity(),
+            event: entry
+                .content
+                .record()
+                .map(|record| (record.envelope.version, record.envelope.event_id)),
+            refused: entry.refusal.is_some(),
+            known: before.of(*body),
         };
-        let plan = marks::plan(records, &read, start);
+        let candidates: Vec<Candidate<'e>> = entries.iter().zip(&bodies).map(candidate).collect();
+        let plan = marks::plan(&candidates, &read.marks, |topic| config.start(topic));
+        if !plan.advances.is_empty() {
+            // Before the handler: whoever has the same records waits here, and has done nothing yet.
+            let moved = marks::advance(connection, &config.group, read.generation, &plan.advances)
+                .await
+                .map_err(permanent_or_not)?;
+            if !moved {
+                return Err(Failure::Conflict);
+            }
+        }
+        let effect = self.effect(connection, entries, &plan).await?;
+        let parked = self.park(connection, entries, &plan, read.generation).await?;
+        if effect.is_some() {
+            // A handler that swallowed a database error left the transaction aborted, and PostgreSQL answers COMMIT of such
+            // a transaction with a rollback and no error. This statement fails then.
+            connection
+                .batch_execute("SELECT 1")
+                .await
+                .map_err(Failure::Database)?;
+        }
+        Ok(Applied { plan, effect, parked })
+    }
+
+    /// That of the records that are fresh, if any is.
+    async fn effect(
+        &self,
+        connection: &mut AsyncPgConnection,
+        entries: &[&Entry<H::Event>],
+        plan: &Plan<'_>,
+    ) -> Result<Option<H::Effect>, Failure> {
         if plan.fresh.is_empty() {
-            return Ok((plan, None));
+            return Ok(None);
         }
-        let moved = marks::advance(connection, &config.group, &plan.advances)
-            .await
-            .map_err(Failure::Database)?;
-        if !moved {
-            return Err(Failure::Conflict);
-        }
-        let fresh: Vec<&Record> = plan.fresh.iter().map(|position| records[*position]).collect();
-        let effect = self
-            .shared
-            .handler
-            .handle(connection, &fresh)
-            .await
-            .map_err(|error| match error {
-                HandlerError::Database(error) if handler::is_permanent(&error) => {
-                    Failure::SomeRefused(error.into())
+        let fresh = incoming(entries, plan);
+        let effect = self.shared.handler.apply(connection, &fresh).await;
+        effect.map(Some).map_err(|error| match error {
+            HandlerError::Database(error) => permanent_or_not(error),
+            HandlerError::Transient(error) => Failure::Waiting(error),
+            HandlerError::Permanent { position, source } => match plan.fresh.get(position) {
+                Some(position) => Failure::Refused(*position, source),
+                None => Failure::SomeRefused(source),
+            },
+        })
+    }
+
+    /// Parks what is to be parked; returns the records for which that is new, with the kind of their error.
+    async fn park(
+        &self,
+        connection: &mut AsyncPgConnection,
+        entries: &[&Entry<H::Event>],
+        plan: &Plan<'_>,
+        generation: i32,
+    ) -> Result<Vec<(usize, &'static str, String)>, Failure> {
+        let Shared { config, lane, .. } = self.shared;
+        let new: Vec<NewParked<'_>> = plan
+            .parks
+            .iter()
+            .map(|park| {
+                let entry = &entries[park.position];
+                let (error_kind, error) = match (&entry.refusal, park.why) {
+                    (Some(refusal), _) => (refusal.kind(), handler::chain(refusal)),
+                    (None, Why::Gap { expected }) => ("gap", gap(entry.content.record(), expected)),
+                    (None, Why::Behind | Why::Refused) => {
+                        ("behind", "an earlier record of its entity is parked".to_owned())
+                    }
+                };
+                NewParked {
+                    body: entry.content.body(),
+                    error_kind,
+                    error,
                 }
-                HandlerError::Database(error) => Failure::Database(error),
-                HandlerError::Transient(error) => Failure::Waiting(error),
-                HandlerError::Permanent { position, source } => match plan.fresh.get(position) {
-                    Some(position) => Failure::Refused(*position, source),
-                    None => Failure::SomeRefused(source),
-                },
-            })?;
-        // A handler that swallowed a database error left the transaction aborted, and PostgreSQL answers COMMIT of such a
-        // transaction with a rollback and no error. This statement fails then.
-        connection
-            .batch_execute("SELECT 1")
+            })
+            .collect();
+        if new.is_empty() {
+            return Ok(Vec::new());
+        }
+        let inserted = parked::insert(connection, &config.group, generation, &new)
             .await
-            .map_err(Failure::Database)?;
-        Ok((plan, Some(effect)))
+            .map_err(permanent_or_not)?;
+        if !lane.is_rebuild() {
+            let letters: Vec<&NewParked<'_>> = inserted.iter().map(|position| &new[*position]).collect();
+            parked::write_dead_letters(connection, &config.group, &letters)
+                .await
+                .map_err(permanent_or_not)?;
+        }
+        let told = inserted.into_iter().map(|position| {
+            let NewParked {
+                error_kind, error, ..
+            } = &new[position];
+            (plan.parks[position].position, *error_kind, error.clone())
+        });
+        Ok(told.collect())
     }
 
     /// Says what has just committed, to everyone who wants to know.
-    fn committed(
-        &self,
-        plan: marks::Plan<'_>,
-        effect: Option<H::Effect>,
-        records: &[&Record],
-        took: Duration,
-    ) -> Committed {
-        let metrics = &self.shared.metrics;
+    fn committed(&self, applied: Applied<'_, H>, entries: &[&Entry<H::Event>], took: Duration) {
+        let Applied { plan, effect, parked } = applied;
+        let Shared { metrics, lane, .. } = self.shared;
         for position in &plan.ghosts {
-            let record = records[*position];
             metrics.ghosts.inc();
-            tracing::error!(
-                event.id = %record.envelope.event_id,
-                event.r#type = record.envelope.event_type,
-                entity.id = record.envelope.entity_id,
-                entity.version = record.envelope.version,
-                messaging.destination.name = &*record.topic,
-                messaging.kafka.offset = record.offset,
-                trace_id = trace::trace_id(record),
-                "this version of the entity was seen in another event: its history was rewritten upstream"
-            );
+            if let Some(record) = entries[*position].content.record() {
+                tracing::error!(
+                    event.id = %record.envelope.event_id,
+                    event.r#type = record.envelope.event_type,
+                    entity.id = record.envelope.entity_id,
+                    entity.version = record.envelope.version,
+                    messaging.destination.name = &*record.topic,
+                    messaging.kafka.offset = record.offset,
+                    trace_id = trace::trace_id(record),
+                    "this version of the entity was seen in another event: its history was rewritten upstream"
+                );
+            }
         }
-        let fresh: Vec<&Record> = plan.fresh.iter().map(|position| records[*position]).collect();
+        let fresh = incoming(entries, &plan);
         let now = Utc::now();
-        for record in &fresh {
+        for Incoming { record, .. } in &fresh {
             let age = (now - record.envelope.occurred_at).as_seconds_f64().max(0.0);
             metrics
                 .end_to_end_seconds
                 .with_label_values(&[&*record.topic])
                 .observe(age);
-            metrics
-                .messages
-                .with_label_values(&[&*record.topic, "applied"])
-                .inc();
             tracing::debug!(
                 event.id = %record.envelope.event_id,
                 event.r#type = record.envelope.event_type,
@@ -440,51 +532,108 @@ impl<'a, H: Handler> Batch<'a, H> {
                 "event applied"
             );
         }
-        for position in &plan.repeats {
-            metrics
-                .messages
-                .with_label_values(&[&*records[*position].topic, "repeat"])
-                .inc();
+        for (position, kind, error) in &parked {
+            metrics.parked.with_label_values(&[kind]).inc();
+            if !lane.is_rebuild() {
+                metrics.dead_letters.inc();
+            }
+            tell_parked(&entries[*position].content, kind, error);
         }
-        metrics.batch_records.observe(records.len() as f64);
+        let done = parked.iter().map(|(position, ..)| position);
+        for (outcome, positions) in [
+            ("applied", plan.fresh.iter().collect::<Vec<_>>()),
+            ("repeat", plan.repeats.iter().collect()),
+            ("discarded", plan.discarded.iter().collect()),
+            ("parked", done.collect()),
+        ] {
+            for position in positions {
+                let topic = entries[*position].content.topic();
+                metrics.messages.with_label_values(&[topic, outcome]).inc();
+            }
+        }
+        metrics.batch_records.observe(entries.len() as f64);
         metrics.batch_seconds.observe(took.as_secs_f64());
         if let Some(effect) = effect {
             self.shared.handler.committed(&fresh, effect);
         }
-        let mut done = plan.fresh;
-        done.extend(plan.repeats);
-        Committed {
-            done,
-            gaps: plan.gaps,
-        }
     }
 
     fn finish(self) -> Finished {
-        let items = self
-            .records
-            .into_iter()
-            .zip(self.offsets)
-            .zip(self.ends)
-            .map(|(((claim, size, _), offset), end)| Settled {
-                claim,
-                offset,
-                size,
-                end,
-            })
-            .collect();
+        let settled = |entry: Entry<H::Event>| Settled {
+            claim: entry.claim,
+            offset: entry.offset,
+            size: entry.size,
+            end: entry.end,
+        };
         Finished {
             worker: self.worker,
-            items,
-            halts: self.halts,
+            items: self.entries.into_iter().map(settled).collect(),
         }
     }
 }
 
-impl Halt {
-    /// Why, in one line.
-    pub(crate) fn reason(&self) -> String {
-        let mut reason = handler::chain(&self.refusal);
-        let _ = write!(reason, " (offset {})", self.offset);
-        reason
+/// What an attempt did, as soon as it has committed.
+struct Applied<'e, H: Handler> {
+    plan: Plan<'e>,
+    effect: Option<H::Effect>,
+    parked: Vec<(usize, &'static str, String)>,
+}
+
+/// The records to apply.
+fn incoming<'e, E>(entries: &[&'e Entry<E>], plan: &Plan<'_>) -> Vec<Incoming<'e, E>> {
+    // Only what was read is fresh.
+    let fresh = plan.fresh.iter();
+    fresh
+        .filter_map(|position| entries[*position].content.incoming())
+        .collect()
+}
+
+fn permanent_or_not(error: DieselError) -> Failure {
+    if handler::is_permanent(&error) {
+        Failure::SomeRefused(error.into())
+    } else {
+        Failure::Database(error)
+    }
+}
+
+fn gap(record: Option<&Record>, expected: i64) -> String {
+    let found = record.map_or(0, |record| record.envelope.version);
+    format!("version {found} of the entity came where {expected} was expected")
+}
+
+fn tell_parked<E>(content: &Content<E>, kind: &str, error: &str) {
+    let (topic, partition, offset, _) = content.body().place();
+    let record = content.record();
+    macro_rules! tell {
+        ($level:ident, $message:literal) => {
+            tracing::$level!(
+                messaging.destination.name = topic,
+                messaging.destination.partition.id = partition,
+                messaging.kafka.offset = offset,
+                event.id = record.map(|record| record.envelope.event_id.to_string()),
+                event.r#type = record.map(|record| record.envelope.event_type.as_str()),
+                entity.id = content.entity(),
+                trace_id = record.map(trace::trace_id),
+                error.kind = kind,
+                error.message = error,
+                $message
+            )
+        };
+    }
+    if kind == "behind" {
+        tell!(info, "a record is parked behind an earlier one of its entity");
+    } else {
+        tell!(
+            error,
+            "a record cannot be handled: it is parked with its entity, the others go on"
+        );
+    }
+}
+
+impl Config {
+    /// What to take for the first version of an entity in this topic.
+    pub(crate) fn start(&self, topic: &str) -> Start {
+        let known = self.topics.iter().find(|known| known.name == topic);
+        known.map_or(Start::Beginning, |known| known.start)
     }
 }

@@ -29,6 +29,7 @@ pub struct Builder {
     folder: PathBuf,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
+    config: String,
     port: Option<u16>,
     admin_port: Option<u16>,
 }
@@ -45,6 +46,12 @@ impl Builder {
     pub fn set(mut self, key: &str, value: impl AsRef<str>) -> Self {
         let name = format!("{}{}", env_prefix(&self.binary), env_key(key));
         self.env.push((name.into(), value.as_ref().into()));
+        self
+    }
+
+    /// More of the configuration, in TOML: for keys that are no names of environment variables.
+    pub fn config(mut self, toml: &str) -> Self {
+        self.config.push_str(toml);
         self
     }
 
@@ -140,7 +147,14 @@ impl Builder {
     fn launch(&self, name: String, log: PathBuf) -> Result<Launch> {
         std::fs::create_dir_all(&self.folder)
             .with_context(|| format!("cannot make {}", self.folder.display()))?;
-        let mut launch = Launch::new(name, paths::binary(&self.binary)?, log).args(self.args.clone());
+        let mut args = self.args.clone();
+        if !self.config.is_empty() {
+            let file = self.folder.join(format!("{}.toml", self.instance));
+            std::fs::write(&file, &self.config)
+                .with_context(|| format!("cannot write {}", file.display()))?;
+            args.extend([OsString::from("--config"), file.into()]);
+        }
+        let mut launch = Launch::new(name, paths::binary(&self.binary)?, log).args(args);
         launch.env = self.env.clone();
         // What the developer's shell sets for a process run by hand must not leak into this one.
         launch.without_env_prefix = Some(env_prefix(&self.binary));
@@ -196,6 +210,7 @@ impl Process {
             folder: folder.into(),
             args: Vec::new(),
             env: Vec::new(),
+            config: String::new(),
             port: None,
             admin_port: None,
         }

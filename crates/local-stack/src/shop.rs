@@ -1,7 +1,7 @@
 //! The shop's processes, as the demo, `./dev up` and tests across processes start them: [`SERVICES`] is the table of them, and
 //! everything here follows from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -131,6 +131,55 @@ pub fn outboxes() -> Vec<(&'static str, &'static str)> {
     both.flatten().collect()
 }
 
+/// The topics of records that some consumer could not handle.
+pub fn dead_letter_topics() -> Vec<String> {
+    let consumed: BTreeSet<&str> = SERVICES
+        .iter()
+        .flat_map(|service| service.consumes)
+        .copied()
+        .collect();
+    consumed.into_iter().map(|topic| format!("{topic}-dlt")).collect()
+}
+
+/// Databases in which consumers leave dead letters.
+fn consuming() -> impl Iterator<Item = &'static str> {
+    let consumers = SERVICES.iter().filter(|service| !service.consumes.is_empty());
+    consumers.filter_map(|service| service.database)
+}
+
+/// What the relay has to know of the dead letters in a database, in TOML; `name` is what it calls them.
+pub fn dead_letters_config(name: &str, database_url: &str) -> String {
+    const HEADERS: [&str; 14] = [
+        "dlt-type",
+        "dlt-consumer",
+        "dlt-original-topic",
+        "dlt-original-partition",
+        "dlt-original-offset",
+        "dlt-original-timestamp",
+        "dlt-original-id",
+        "dlt-original-headers",
+        "dlt-original-key",
+        "dlt-original-bytes",
+        "dlt-error-kind",
+        "dlt-attempt",
+        "processing_error",
+        "failed_at",
+    ];
+    let mut toml = format!(
+        "[outbox.{name}]\ndatabase_url = \"{database_url}\"\ntable = \"dead_letters\"\nversions = \"unchecked\"\n\
+         [outbox.{name}.headers.columns]\n"
+    );
+    for header in HEADERS {
+        toml.push_str(&format!("{header} = \"{}\"\n", header.replace('-', "_")));
+    }
+    toml
+}
+
+/// What the relay calls the dead letters of a database.
+fn dead_letters_of(database: &str) -> String {
+    format!("{database}_dead_letters")
+}
+
 /// Every port that is used with a base, counted from it.
 pub fn ports() -> Vec<u16> {
     let of_services = SERVICES.iter().flat_map(Service::ports).flatten();
@@ -230,8 +279,10 @@ impl Plan {
 
     /// How long the relay's leases outlive a relay that was killed.
     pub fn relay_lease(self, lease: Duration) -> Self {
-        outboxes().into_iter().fold(self, |plan, (database, _)| {
-            let key = format!("outbox.{database}.lease_ttl");
+        let events = outboxes().into_iter().map(|(database, _)| database.to_owned());
+        let names = events.chain(consuming().map(dead_letters_of));
+        names.fold(self, |plan, name| {
+            let key = format!("outbox.{name}.lease_ttl");
             plan.set(OUTBOX_RELAY, &key, format!("{}ms", lease.as_millis()))
         })
     }
@@ -295,9 +346,9 @@ impl Plan {
     /// Makes the topics that are missing.
     pub async fn create_topics(&self) -> Result<()> {
         let relay = self.command(service(OUTBOX_RELAY)?).arg("create-topics");
-        let topics = topics();
+        let topics = topics().into_iter().map(str::to_owned);
         let all = topics
-            .iter()
+            .chain(dead_letter_topics())
             .fold(relay, |relay, topic| relay.arg(format!("{topic}={PARTITIONS}")));
         all.run_to_end().await
     }
@@ -379,6 +430,10 @@ impl Plan {
                         &format!("outbox.{database}.database_url"),
                         self.database_url(database),
                     );
+                }
+                for database in consuming() {
+                    let url = self.database_url(database);
+                    builder = builder.config(&dead_letters_config(&dead_letters_of(database), &url));
                 }
             }
             PAYMENT_SVC => {
@@ -510,8 +565,6 @@ fn metric(text: &str, name: &str) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]

@@ -1,4 +1,5 @@
-//! A consumer as a part of a service: its section of the configuration, its connections, its readiness.
+//! A consumer as a part of a service: its section of the configuration, its connections, its readiness, and the commands on its
+//! parked records.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -8,6 +9,12 @@ use service::admin::Check;
 use service::config::{Database, Instance, Kafka, Reader, Reported};
 use service::db::Db;
 use service::shutdown::BoxError;
+
+mod dlt;
+mod rebuild;
+
+pub use dlt::Dlt;
+pub use rebuild::Rebuild;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -47,6 +54,16 @@ pub fn read(
         defaults.in_flight_bytes,
         1 << 20..=1 << 40,
     );
+    let max_record_bytes = reader.number(
+        "consumer.max_record_bytes",
+        defaults.max_record_bytes,
+        1..=64 << 20,
+    );
+    let max_ahead = reader.duration(
+        "consumer.max_ahead",
+        defaults.max_ahead,
+        SECOND..=24 * 60 * MINUTE,
+    );
     let transaction_timeout = reader.duration(
         "consumer.transaction_timeout",
         defaults.transaction_timeout,
@@ -73,6 +90,8 @@ pub fn read(
         linger: linger?,
         in_flight_records: in_flight_records?,
         in_flight_bytes: in_flight_bytes?,
+        max_record_bytes: max_record_bytes?,
+        max_ahead: max_ahead?,
         transaction_timeout: transaction_timeout?,
         idle_transaction_timeout: idle_transaction_timeout?,
         drain_timeout: drain_timeout?,

@@ -284,15 +284,22 @@ async fn a_cancelled_order_is_watched_until_its_money_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payment_that_cannot_be_understood_stops_its_partition_alone() {
+async fn a_payment_that_cannot_be_understood_is_parked_alone() {
     let stage = Stage::new().await;
     let replica = stage.replica().await;
     let (user, order) = (Uuid::now_v7(), Uuid::now_v7());
     let garbage = (received(order).0, vec![0xff]);
     stage.publish_payment(Uuid::now_v7(), 1, 1, garbage).await;
-    replica
-        .readiness(503, "the payload is not what its type says")
-        .await;
+    wait::until("it to be parked", LIMIT, || async {
+        let errors = stage.rows("SELECT error FROM parked_records").await;
+        Ok(errors
+            .iter()
+            .any(|error| error.contains("the payload is not what its type says"))
+            .then_some(()))
+    })
+    .await
+    .unwrap();
+    replica.readiness(200, "ok").await;
     stage.publish(order, 1, placed(user, 1)).await;
     replica.view(user, order, 1).await.unwrap();
     replica.stop().await;

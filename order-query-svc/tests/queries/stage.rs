@@ -53,7 +53,8 @@ impl Stage {
     }
 
     pub(crate) async fn on(postgres_url: &str) -> Self {
-        let database = Database::create_on(postgres_url, "order-query-2026-02-02-000002", migrate).await;
+        let database =
+            Database::create_on(postgres_url, "order-query-2026-02-02-000002 parking", migrate).await;
         let brokers = testing::kafka_brokers();
         let topic = async |prefix| Topic::create(&brokers, prefix, PARTITIONS).await.unwrap();
         Self {
@@ -69,7 +70,7 @@ impl Stage {
         self.replica_with("").await
     }
 
-    pub(crate) async fn replica_with(&self, more: &str) -> Replica {
+    pub(crate) fn config(&self, more: &str) -> Config {
         let toml = format!(
             "grpc.listen = \"127.0.0.1:0\"\ngrpc.shutdown_wait = \"10ms\"\nadmin.listen = \"127.0.0.1:0\"\n\
              database.url = \"{}\"\nkafka.brokers = \"{}\"\nconsumer.order_topic = \"{}\"\n\
@@ -80,8 +81,11 @@ impl Stage {
             self.payments.name(),
             self.group,
         );
-        let config = parse(Sources::new(PREFIX).toml(&toml), Config::read).unwrap();
-        let app = App::build(config).await.unwrap();
+        parse(Sources::new(PREFIX).toml(&toml), Config::read).unwrap()
+    }
+
+    pub(crate) async fn replica_with(&self, more: &str) -> Replica {
+        let app = App::build(self.config(more)).await.unwrap();
         let (grpc, admin) = (app.grpc_addr(), app.admin_addr());
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(app.run(shutdown.clone()));
@@ -115,6 +119,18 @@ impl Stage {
             ..envelope(types::ENTITY_TYPE, &order.to_string(), version, event.0)
         };
         self.orders.publish(&envelope, &event.1).await.unwrap();
+    }
+
+    /// An event of an order, with an envelope of the test's own.
+    pub(crate) async fn publish_as(&self, envelope: &Envelope, payload: &[u8]) {
+        self.orders.publish(envelope, payload).await.unwrap();
+    }
+
+    /// Rows of one column of text.
+    pub(crate) async fn rows(&self, sql: &str) -> Vec<String> {
+        let client = self.database.connect().await.unwrap();
+        let rows = client.query(sql, &[]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
     }
 
     pub(crate) async fn publish_payment(&self, payment: Uuid, version: i64, second: i64, event: Event) {

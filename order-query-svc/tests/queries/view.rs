@@ -6,7 +6,7 @@ use contracts::shop::order::v1::OrderStatus;
 use contracts::shop::orderquery::v1 as wire;
 use local_stack::testing::{self, Folder};
 use local_stack::wait;
-use tonic::{Code, Status};
+use tonic::Code;
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
@@ -271,23 +271,4 @@ async fn again(replica: &Replica, user: Uuid, order: Uuid, version: i64) -> wire
     })
     .await
     .unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_cannot_be_read_is_told_by_readiness() {
-    let stage = Stage::new().await;
-    let replica = stage.replica().await;
-    replica.readiness(200, "ok").await;
-    stage
-        .publish(Uuid::now_v7(), 1, ("order.placed", b"\xff\xff\xff".to_vec()))
-        .await;
-    replica
-        .readiness(
-            503,
-            "is halted: the handler refused the record: the payload is not what its type says",
-        )
-        .await;
-    let answer: Result<_, Status> = replica.view(Uuid::now_v7(), Uuid::now_v7(), 0).await;
-    assert_refused(answer, Code::NotFound, "ORDER_NOT_FOUND");
-    replica.stop().await;
 }

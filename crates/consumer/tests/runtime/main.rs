@@ -3,5 +3,7 @@
 
 mod faults;
 mod order;
+mod parking;
+mod redrive;
 mod stage;
 mod two;

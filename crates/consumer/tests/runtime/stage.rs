@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use consumer::{Config, Consumer, Handler, HandlerError, Record, RunError, Status, Topic};
+use consumer::{
+    BoxError, Config, Consumer, Handler, HandlerError, Incoming, Record, Redrive, RunError, Status, Topic,
+};
 use diesel::sql_types::{Array, BigInt, Text};
 use diesel_async::pooled_connection::AsyncDieselConnectionManager;
 use diesel_async::pooled_connection::deadpool::Pool;
@@ -44,32 +46,60 @@ pub(crate) struct Recorder {
 }
 
 impl Handler for Recorder {
+    type Event = ();
     type Effect = ();
 
-    async fn handle(
+    fn read(&self, record: &Record) -> Result<(), BoxError> {
+        match record.payload.as_slice() {
+            b"unreadable" => Err("the payload is no payload".into()),
+            b"panic" => panic!("as the test wants it"),
+            _ => Ok(()),
+        }
+    }
+
+    async fn apply(
         &self,
         connection: &mut AsyncPgConnection,
-        batch: &[&Record],
+        batch: &[Incoming<'_, ()>],
     ) -> Result<(), HandlerError> {
         let (entities, versions): (Vec<&str>, Vec<i64>) = batch
             .iter()
-            .map(|record| (record.envelope.entity_id.as_str(), record.envelope.version))
+            .map(|Incoming { record, .. }| (record.envelope.entity_id.as_str(), record.envelope.version))
             .unzip();
         diesel::sql_query(
             "INSERT INTO effects (entity, version, instance) \
              SELECT entity, version, $3 FROM unnest($1, $2) WITH ORDINALITY AS e(entity, version, n) ORDER BY n",
         )
-        .bind::<Array<Text>, _>(entities)
-        .bind::<Array<BigInt>, _>(versions)
+        .bind::<Array<Text>, _>(&entities)
+        .bind::<Array<BigInt>, _>(&versions)
         .bind::<Text, _>(&self.name)
         .execute(connection)
         .await?;
-        let seen = batch
-            .iter()
-            .map(|r| (r.envelope.entity_id.clone(), r.envelope.version))
-            .collect();
-        (self.act)(seen).await
+        let seen = entities.into_iter().map(str::to_owned).zip(versions);
+        (self.act)(seen.collect()).await
     }
+}
+
+/// Refuses this entity's records for good, by their position.
+pub(crate) fn refusing(bad: &'static str) -> Act {
+    Arc::new(move |seen: Vec<(String, i64)>| {
+        Box::pin(async move {
+            match seen.iter().position(|(entity, _)| entity == bad) {
+                Some(position) => Err(HandlerError::permanent(position, "not this one")),
+                None => Ok(()),
+            }
+        })
+    })
+}
+
+/// A row of the table of parked records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ParkedRow {
+    pub(crate) entity: Option<String>,
+    pub(crate) version: Option<i64>,
+    pub(crate) kind: String,
+    pub(crate) error: String,
+    pub(crate) state: String,
 }
 
 /// Where a test takes place.
@@ -87,10 +117,23 @@ impl Stage {
     }
 
     pub(crate) async fn with(partitions: i32, postgres_url: &str, brokers: String) -> Self {
-        let database = Database::create_on(postgres_url, "consumer-2026-01-04-000001", migrate).await;
         let events = events::Topic::create(&brokers, "events.order", partitions)
             .await
             .unwrap();
+        Self::on(postgres_url, brokers, events).await
+    }
+
+    /// On a topic that takes records of 16 MiB and some.
+    pub(crate) async fn with_large_records(partitions: i32) -> Self {
+        let brokers = testing::kafka_brokers();
+        let events = events::Topic::create_for(&brokers, "events.order", partitions, 20 << 20)
+            .await
+            .unwrap();
+        Self::on(&testing::postgres_url(), brokers, events).await
+    }
+
+    async fn on(postgres_url: &str, brokers: String, events: events::Topic) -> Self {
+        let database = Database::create_on(postgres_url, "consumer-2026-01-04-000002", migrate).await;
         Self {
             database,
             brokers,
@@ -172,6 +215,51 @@ impl Stage {
         (Consumer::new(config, pool, handler, &registry).unwrap(), registry)
     }
 
+    /// An operator's hand on what is parked.
+    pub(crate) fn redrive(&self, act: Act) -> Redrive<Recorder> {
+        let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(self.database.url());
+        let pool = Pool::builder(manager).max_size(2).build().unwrap();
+        let name = "redrive".to_owned();
+        Redrive::new(self.config(), pool, Recorder { name, act })
+    }
+
+    /// What is or was parked, in the order in which it was.
+    pub(crate) async fn parked(&self) -> Result<Vec<ParkedRow>> {
+        let sql = "SELECT entity_id, version, error_kind, error, state FROM parked_records ORDER BY id";
+        let rows = self.database.connect().await?.query(sql, &[]).await?;
+        let row = |row: &tokio_postgres::Row| ParkedRow {
+            entity: row.get(0),
+            version: row.get(1),
+            kind: row.get(2),
+            error: row.get(3),
+            state: row.get(4),
+        };
+        Ok(rows.iter().map(row).collect())
+    }
+
+    /// Waits until so many records were parked, and no more.
+    pub(crate) async fn parks(&self, count: usize) -> Vec<ParkedRow> {
+        wait::until(&format!("{count} parked records"), LIMIT, || async {
+            let parked = self.parked().await?;
+            Ok((parked.len() >= count).then_some(parked))
+        })
+        .await
+        .unwrap()
+    }
+
+    /// One number from the database.
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
+        let client = self.database.connect().await.unwrap();
+        client.query_one(sql, &[]).await.unwrap().get(0)
+    }
+
+    /// The versions of an entity that took effect, in their order.
+    pub(crate) async fn versions(&self, entity: &str) -> Vec<i64> {
+        let effects = self.effects().await.unwrap();
+        let mine = effects.into_iter().filter(|(id, _)| id == entity);
+        mine.map(|(_, version)| version).collect()
+    }
+
     /// Every effect, in the order in which they were written.
     pub(crate) async fn effects(&self) -> Result<Vec<(String, i64)>> {
         let client = self.database.connect().await?;
@@ -225,6 +313,24 @@ impl Stage {
                 .collect())
         };
         tokio::task::spawn_blocking(ask).await.unwrap().unwrap()
+    }
+
+    /// Commits the beginning of every partition, which takes a group without members.
+    pub(crate) async fn rewind(&self) {
+        let (brokers, group, topic) = (self.brokers.clone(), self.group.clone(), self.topic.clone());
+        let partitions: Vec<i32> = self.committed().await.into_keys().collect();
+        let commit = move || -> rdkafka::error::KafkaResult<()> {
+            let client: BaseConsumer = ClientConfig::new()
+                .set("bootstrap.servers", brokers)
+                .set("group.id", group)
+                .create()?;
+            let mut list = TopicPartitionList::new();
+            for partition in &partitions {
+                list.add_partition_offset(&topic, *partition, Offset::Offset(0))?;
+            }
+            client.commit(&list, rdkafka::consumer::CommitMode::Sync)
+        };
+        tokio::task::spawn_blocking(commit).await.unwrap().unwrap();
     }
 
     /// Waits until this many records, over all partitions, are committed as done.

@@ -33,11 +33,22 @@ impl Topic {
     /// # Errors
     /// When Kafka does not make it.
     pub async fn create(brokers: &str, prefix: &str, partitions: i32) -> Result<Self> {
+        // Kafka's own default.
+        Self::create_for(brokers, prefix, partitions, 1_048_588).await
+    }
+
+    /// The same for records of at most so many bytes.
+    ///
+    /// # Errors
+    /// When Kafka does not make it.
+    pub async fn create_for(brokers: &str, prefix: &str, partitions: i32, max_bytes: usize) -> Result<Self> {
         let name = super::unique(prefix);
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", brokers);
         let admin: AdminClient<DefaultClientContext> = config.create()?;
-        let new = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
+        let bytes = max_bytes.to_string();
+        let new =
+            NewTopic::new(&name, partitions, TopicReplication::Fixed(1)).set("max.message.bytes", &bytes);
         let made = admin.create_topics([&new], &AdminOptions::new()).await?;
         made.into_iter()
             .next()
@@ -47,6 +58,7 @@ impl Topic {
             .set("partitioner", "murmur2_random")
             .set("enable.idempotence", "true")
             .set("linger.ms", "0")
+            .set("message.max.bytes", bytes)
             .create()?;
         Ok(Self { name, producer })
     }
