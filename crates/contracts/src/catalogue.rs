@@ -27,8 +27,47 @@ pub mod payment {
     pub const REFUNDED: &str = "payment.refunded";
 }
 
+/// The type names of the events of entity type [`USER`](self::user::ENTITY_TYPE).
+pub mod user {
+    /// Entity type of users.
+    pub const ENTITY_TYPE: &str = "user";
+    pub const CREATED: &str = "user.created";
+    pub const UPDATED: &str = "user.updated";
+}
+
+/// The type names of the events of entity type [`RESERVATION`](self::inventory::ENTITY_TYPE).
+pub mod inventory {
+    /// Entity type of the stock that is held for an order.
+    pub const ENTITY_TYPE: &str = "reservation";
+    pub const RESERVED: &str = "inventory.reserved";
+    pub const REJECTED: &str = "inventory.rejected";
+    pub const RELEASED: &str = "inventory.released";
+    pub const COMMITTED: &str = "inventory.committed";
+}
+
+/// The type names of the events of entity type [`STOCK`](self::stock::ENTITY_TYPE).
+pub mod stock {
+    /// Entity type of the stock of a product.
+    pub const ENTITY_TYPE: &str = "stock";
+    pub const UPDATED: &str = "stock.updated";
+}
+
+/// The type names of the events of entity type [`NOTIFICATION`](self::notification::ENTITY_TYPE).
+pub mod notification {
+    /// Entity type of mails.
+    pub const ENTITY_TYPE: &str = "notification";
+    pub const SENT: &str = "notification.sent";
+}
+
+/// The type names of the events of entity type [`ORDER_ANALYTICS`](self::order_analytics::ENTITY_TYPE).
+pub mod order_analytics {
+    /// Entity type of the figures of a window.
+    pub const ENTITY_TYPE: &str = "order_analytics";
+    pub const UPDATED: &str = "order_analytics.updated";
+}
+
 /// Every event: type name, major version of the schema, full name of the Protobuf message.
-pub const EVENTS: [(&str, i32, &str); 11] = [
+pub const EVENTS: [(&str, i32, &str); 20] = [
     (order::PLACED, 1, "shop.order.events.v1.OrderPlaced"),
     (order::RESERVED, 1, "shop.order.events.v1.OrderReserved"),
     (order::OVERDUE, 1, "shop.order.events.v1.OrderOverdue"),
@@ -40,6 +79,39 @@ pub const EVENTS: [(&str, i32, &str); 11] = [
     (payment::RECEIVED, 1, "shop.payment.events.v1.PaymentReceived"),
     (payment::FAILED, 1, "shop.payment.events.v1.PaymentFailed"),
     (payment::REFUNDED, 1, "shop.payment.events.v1.PaymentRefunded"),
+    (user::CREATED, 1, "shop.user.events.v1.UserCreated"),
+    (user::UPDATED, 1, "shop.user.events.v1.UserUpdated"),
+    (
+        inventory::RESERVED,
+        1,
+        "shop.inventory.events.v1.InventoryReserved",
+    ),
+    (
+        inventory::REJECTED,
+        1,
+        "shop.inventory.events.v1.InventoryRejected",
+    ),
+    (
+        inventory::RELEASED,
+        1,
+        "shop.inventory.events.v1.InventoryReleased",
+    ),
+    (
+        inventory::COMMITTED,
+        1,
+        "shop.inventory.events.v1.InventoryCommitted",
+    ),
+    (stock::UPDATED, 1, "shop.inventory.events.v1.StockUpdated"),
+    (
+        notification::SENT,
+        1,
+        "shop.notification.events.v1.NotificationSent",
+    ),
+    (
+        order_analytics::UPDATED,
+        1,
+        "shop.analytics.events.v1.OrderAnalyticsUpdated",
+    ),
 ];
 
 /// Full name of the message that an event of this type and major version carries, if the catalogue knows it.
