@@ -548,7 +548,7 @@ impl Topics {
         })
     }
 
-    /// Where partitions end; those without records are left out.
+    /// Where partitions end, but for what belongs to open transactions; those without records are left out.
     async fn ends(&self) -> Result<Offsets, RebuildError> {
         self.ask(|client, names| {
             let mut ends = Offsets::new();

@@ -13,7 +13,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -32,6 +32,8 @@ use crate::worker::{self, Finished, Shared};
 const READ_AT_ONCE: usize = 512;
 /// How often what is parked is counted.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
+/// How often partitions are looked at that end in something that is never delivered.
+const PASS_EVERY: Duration = Duration::from_millis(100);
 /// How long after an outage a client may find out that it fenced itself: brokers elect, load groups, and let members join.
 const AFTER_OUTAGE: Duration = Duration::from_secs(60);
 
@@ -180,6 +182,7 @@ struct Running<H: Handler> {
     work: Vec<mpsc::Sender<Vec<crate::intake::Item>>>,
     finished: mpsc::Receiver<Finished>,
     workers: JoinSet<()>,
+    pass: Interval,
 }
 
 /// What is known about the partitions; apart from the client, so that a message borrowed from that can be noted here.
@@ -219,6 +222,8 @@ impl<H: Handler> Running<H> {
             names,
             max_record_bytes: config.max_record_bytes,
         };
+        let mut pass = interval(PASS_EVERY);
+        pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             shared,
             client,
@@ -227,6 +232,7 @@ impl<H: Handler> Running<H> {
             work,
             finished,
             workers,
+            pass,
         }
     }
 
@@ -267,6 +273,7 @@ impl<H: Handler> Running<H> {
                 changes,
                 finished,
                 workers,
+                pass,
                 ..
             } = self;
             // Changes of the assignment come before messages, since a message may be the first of a new assignment.
@@ -279,6 +286,7 @@ impl<H: Handler> Running<H> {
                 }
                 Some(batch) = finished.recv() => Happened::Finished(batch),
                 () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => Happened::Due,
+                _ = pass.tick() => Happened::Pass,
                 message = client.recv() => Happened::Read(books.read(shared, client, changes, message)),
             };
             match happened {
@@ -290,6 +298,7 @@ impl<H: Handler> Running<H> {
                     }
                 }
                 Happened::Due => {}
+                Happened::Pass => self.pass(),
                 Happened::Read(error) => self.after_read(error)?,
             }
             self.hand_out()?;
@@ -313,6 +322,18 @@ impl<H: Handler> Running<H> {
     fn finish(&mut self, batch: Finished) {
         let advanced = self.books.intake.settle(batch.worker, &batch.items);
         self.store(&advanced);
+    }
+
+    /// Partitions that end in transaction markers, or in records of aborted transactions, are done to their end.
+    fn pass(&mut self) {
+        match kafka::positions(&self.books.names, &self.client) {
+            Ok(positions) => {
+                let passed = self.books.intake.pass(positions);
+                self.store(&passed);
+            }
+            // It is asked again.
+            Err(error) => tracing::debug!(error.message = %error, "the client does not know its positions"),
+        }
     }
 
     /// Offsets to be committed in the background.
@@ -424,6 +445,7 @@ enum Happened {
     Change(Change),
     Finished(Finished),
     Due,
+    Pass,
     Read(Option<KafkaError>),
 }
 

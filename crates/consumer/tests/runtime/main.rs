@@ -4,6 +4,7 @@
 mod faults;
 mod order;
 mod parking;
+mod rebuild;
 mod redrive;
 mod stage;
 mod two;

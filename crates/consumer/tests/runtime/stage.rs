@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use consumer::{
-    BoxError, Config, Consumer, Handler, HandlerError, Incoming, Record, Redrive, RunError, Status, Topic,
+    BoxError, Config, Consumer, Handler, HandlerError, Incoming, Rebuild, Record, Redrive, RunError, Status,
+    Topic,
 };
 use diesel::sql_types::{Array, BigInt, Text};
 use diesel_async::pooled_connection::AsyncDieselConnectionManager;
@@ -22,11 +23,15 @@ use local_stack::wait;
 use prometheus::Registry;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::OwnedHeaders;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// The table `effects`.
+const EFFECTS: consumer::Migrations = diesel_migrations::embed_migrations!("tests/migrations");
 
 /// What happens inside a handler's transaction, after the effects were written.
 pub(crate) type Act = Arc<
@@ -92,6 +97,13 @@ pub(crate) fn refusing(bad: &'static str) -> Act {
     })
 }
 
+/// How a transaction of a producer ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Transaction {
+    Committed,
+    Aborted,
+}
+
 /// A row of the table of parked records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ParkedRow {
@@ -133,7 +145,7 @@ impl Stage {
     }
 
     async fn on(postgres_url: &str, brokers: String, events: events::Topic) -> Self {
-        let database = Database::create_on(postgres_url, "consumer-2026-01-04-000002", migrate).await;
+        let database = Database::create_on(postgres_url, "consumer-2026-01-04-000002 effects", migrate).await;
         Self {
             database,
             brokers,
@@ -221,6 +233,46 @@ impl Stage {
         let pool = Pool::builder(manager).max_size(2).build().unwrap();
         let name = "redrive".to_owned();
         Redrive::new(self.config(), pool, Recorder { name, act })
+    }
+
+    /// The effects built anew.
+    pub(crate) fn rebuild(&self, act: Act) -> Rebuild<Recorder> {
+        let config = self.config();
+        let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(self.database.url());
+        let pool = Pool::builder(manager)
+            .max_size(config.workers + 3)
+            .build()
+            .unwrap();
+        let name = "rebuild".to_owned();
+        Rebuild::new(config, pool, || EFFECTS, Recorder { name, act })
+    }
+
+    /// The first versions of these entities in one transaction of the topic, on one partition.
+    pub(crate) async fn transaction(&self, partition: i32, entities: &[&str], end: Transaction) {
+        let (brokers, topic) = (self.brokers.clone(), self.topic.clone());
+        let entities: Vec<String> = entities.iter().map(|entity| (*entity).to_owned()).collect();
+        let run = move || -> rdkafka::error::KafkaResult<()> {
+            let producer: BaseProducer = ClientConfig::new()
+                .set("bootstrap.servers", brokers)
+                .set("transactional.id", testing::unique("writer"))
+                .create()?;
+            producer.init_transactions(LIMIT)?;
+            producer.begin_transaction()?;
+            for entity in &entities {
+                let record = BaseRecord::to(&topic)
+                    .partition(partition)
+                    .key(entity)
+                    .payload("payload")
+                    .headers(headers(&event(entity, 1)));
+                producer.send(record).map_err(|(error, _)| error)?;
+            }
+            producer.flush(LIMIT)?;
+            match end {
+                Transaction::Committed => producer.commit_transaction(LIMIT),
+                Transaction::Aborted => producer.abort_transaction(LIMIT),
+            }
+        };
+        tokio::task::spawn_blocking(run).await.unwrap().unwrap();
     }
 
     /// What is or was parked, in the order in which it was.
@@ -358,6 +410,13 @@ impl Instance {
         (&mut self.task).await.unwrap().unwrap();
     }
 
+    /// How many of a metric's label sets have a value.
+    pub(crate) fn samples(&self, name: &str) -> usize {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == name);
+        family.map_or(0, |family| family.get_metric().len())
+    }
+
     /// Ends it without letting anything finish.
     pub(crate) async fn abort(mut self) {
         self.task.abort();
@@ -417,14 +476,10 @@ pub(crate) fn event(entity: &str, version: i64) -> Envelope {
 async fn migrate(url: String) -> Result<()> {
     let connection = AsyncPgConnection::establish(&url).await?;
     let mut harness = AsyncMigrationHarness::new(connection);
-    harness
-        .run_pending_migrations(consumer::MIGRATIONS)
-        .map_err(anyhow::Error::from_boxed)?;
-    let mut connection = harness.into_inner();
-    diesel::sql_query(
-        "CREATE TABLE effects (n bigint GENERATED ALWAYS AS IDENTITY, entity text, version bigint, instance text)",
-    )
-    .execute(&mut connection)
-    .await?;
+    for migrations in [consumer::MIGRATIONS, EFFECTS] {
+        harness
+            .run_pending_migrations(migrations)
+            .map_err(anyhow::Error::from_boxed)?;
+    }
     Ok(())
 }
