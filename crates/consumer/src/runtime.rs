@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use diesel::QueryResult;
 use diesel_async::AsyncPgConnection;
 use diesel_async::pooled_connection::deadpool::Pool;
 use futures::FutureExt as _;
@@ -17,8 +18,9 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep, sleep_until, ti
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::config::Config;
+use crate::config::{Config, Start};
 use crate::handler::Handler;
+use crate::inbox;
 use crate::intake::{Intake, Limits, PartitionId};
 use crate::kafka::{self, Callbacks, Change};
 use crate::lane::Lane;
@@ -32,6 +34,9 @@ use crate::worker::{self, Finished, Shared};
 const READ_AT_ONCE: usize = 512;
 /// How often what is parked is counted.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
+/// How often is looked for what is old enough to go, and how long after some the next goes.
+const REMOVE_EVERY: Duration = Duration::from_secs(600);
+const REMOVE_NEXT: Duration = Duration::from_secs(1);
 /// How often partitions are looked at that end in something that is never delivered.
 const PASS_EVERY: Duration = Duration::from_millis(100);
 /// How long after an outage a client may find out that it fenced itself: brokers elect, load groups, and let members join.
@@ -91,7 +96,8 @@ impl<H: Handler> Consumer<H> {
         handler: H,
         registry: &Registry,
     ) -> Result<Self, BuildError> {
-        Self::on(Lane::Live, config, pool, handler, registry)
+        let metrics = Metrics::register(&config.group, registry)?;
+        Self::on(Lane::Live, config, pool, handler, metrics, Status::default())
     }
 
     pub(crate) fn on(
@@ -99,15 +105,14 @@ impl<H: Handler> Consumer<H> {
         config: Config,
         pool: Pool<AsyncPgConnection>,
         handler: H,
-        registry: &Registry,
+        metrics: Metrics,
+        status: Status,
     ) -> Result<Self, BuildError> {
         let problems = config.problems();
         if !problems.is_empty() {
             return Err(BuildError::Config(problems));
         }
-        let metrics = Metrics::register(&config.group, registry)?;
         let (client, changes) = kafka::connect(&config, &lane, &metrics).map_err(BuildError::Client)?;
-        let status = Status::default();
         let stop = CancellationToken::new();
         Ok(Self {
             shared: Arc::new(Shared {
@@ -141,6 +146,7 @@ impl<H: Handler> Consumer<H> {
             changes,
         } = self;
         let _gauges = AbortOnDropHandle::new(tokio::spawn(count_parked(Arc::clone(&shared))));
+        let _retention = AbortOnDropHandle::new(tokio::spawn(remove_old(Arc::clone(&shared))));
         let mut running = Running::start(shared, client, changes);
         let mut result = running.subscribe();
         while result.is_ok() && !shutdown.is_cancelled() {
@@ -173,6 +179,30 @@ async fn count_parked<H: Handler>(shared: Arc<Shared<H>>) {
     }
 }
 
+/// Removes what is kept for a time, for ever. What another instance removes at the same time is passed over.
+async fn remove_old<H: Handler>(shared: Arc<Shared<H>>) {
+    let config = &shared.config;
+    loop {
+        let remove = async {
+            let mut connection = shared.pool.get().await.ok()?;
+            let group = &config.group;
+            let records = parked::remove_settled(&mut connection, group, config.keep_settled).await;
+            let ids = inbox::remove_old(&mut connection, group, config.keep_seen).await;
+            for error in [&records, &ids]
+                .into_iter()
+                .filter_map(|removed| removed.as_ref().err())
+            {
+                tracing::debug!(error.message = %error, "what is old was not removed this time");
+            }
+            let left = |removed: QueryResult<usize>, at_once| removed.is_ok_and(|removed| removed == at_once);
+            Some(left(records, parked::REMOVE_AT_ONCE) || left(ids, inbox::REMOVE_AT_ONCE))
+        };
+        let removed = timeout(config.transaction_timeout, remove).await;
+        let is_more = matches!(removed, Ok(Some(true)));
+        sleep(if is_more { REMOVE_NEXT } else { REMOVE_EVERY }).await;
+    }
+}
+
 /// A consumer that has workers.
 struct Running<H: Handler> {
     shared: Arc<Shared<H>>,
@@ -190,6 +220,7 @@ struct Books {
     intake: Intake,
     topics: Vec<Arc<str>>,
     names: Vec<String>,
+    starts: Vec<Start>,
     max_record_bytes: usize,
 }
 
@@ -220,6 +251,7 @@ impl<H: Handler> Running<H> {
             }),
             topics: names.iter().map(|name| name.as_str().into()).collect(),
             names,
+            starts: config.topics.iter().map(|topic| topic.start).collect(),
             max_record_bytes: config.max_record_bytes,
         };
         let mut pass = interval(PASS_EVERY);
@@ -486,7 +518,12 @@ impl Books {
             topic,
             partition: message.partition(),
         };
-        let content = record::decode(&self.topics[topic], message, self.max_record_bytes);
+        let content = record::decode(
+            &self.topics[topic],
+            message,
+            self.max_record_bytes,
+            self.starts[topic],
+        );
         self.intake
             .admit(id, message.offset(), record::size(message), content, now)
             && self.intake.is_full(id)

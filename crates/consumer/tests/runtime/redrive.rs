@@ -72,7 +72,7 @@ async fn a_replay_that_fails_again_leaves_all_in_place_and_says_so() {
     for run in [Run::Dry, Run::Real] {
         let outcomes = redrive.replay(&Which::All, run, BY).await.unwrap();
         assert!(
-            matches!(&ends(&outcomes)[..], [End::Failed { error }] if error.contains("not this one")),
+            matches!(&ends(&outcomes)[..], [End::Failed { error, .. }] if error.contains("not this one")),
             "{outcomes:?}"
         );
     }
@@ -83,6 +83,16 @@ async fn a_replay_that_fails_again_leaves_all_in_place_and_says_so() {
     let audit = redrive.show(listed[0].id).await.unwrap().audit;
     assert_eq!(audit.len(), 1, "a dry run leaves no trace");
     assert!(audit[0].outcome.contains("not this one"));
+    // The topic hears of it too, of the dry run it does not.
+    let letters = "SELECT format('%s %s %s', dlt_attempt, dlt_original_id, dlt_error_kind) FROM dead_letters \
+                   WHERE aggregate_version = 1 AND aggregate_id = 'bad' ORDER BY id";
+    let client = stage.database.connect().await.unwrap();
+    let rows = client.query(letters, &[]).await.unwrap();
+    let letters: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let id = listed[0].event_id.unwrap();
+    assert_eq!(letters, [format!("1 {id} refused"), format!("2 {id} refused")]);
+    let other = "SELECT count(DISTINCT (event_id, failed_at)) FROM dead_letters WHERE dlt_original_id = $1";
+    assert_eq!(client.query_one(other, &[&id]).await.unwrap().get::<_, i64>(0), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +148,7 @@ async fn a_gap_is_closed_by_the_one_that_was_missing_or_given_up() {
     let outcomes = redrive.replay(&Which::All, Run::Real, BY).await.unwrap();
     assert_eq!(stage.versions("late").await, [1, 2, 3, 4]);
     assert!(
-        matches!(&ends(&outcomes)[3..], [End::Failed { error }] if error.contains("2 is missing")),
+        matches!(&ends(&outcomes)[3..], [End::Failed { error, .. }] if error.contains("2 is missing")),
         "{outcomes:?}"
     );
     let first = redrive.list(false, 100).await.unwrap()[0].id;
