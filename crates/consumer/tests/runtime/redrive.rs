@@ -1,11 +1,14 @@
 //! What an operator does about parked records.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use consumer::{End, Outcome, RedriveError, Run, Which};
+use local_stack::wait;
 use rdkafka::message::OwnedHeaders;
+use tokio::sync::Semaphore;
 
-use crate::stage::{Stage, event, headers, nothing, refusing};
+use crate::stage::{Act, LIMIT, Stage, event, headers, nothing, refusing};
 
 const BY: &str = "operator";
 
@@ -193,6 +196,45 @@ async fn what_cannot_be_read_can_only_be_discarded() {
     stage.all_committed(5).await;
     assert_eq!(stage.versions("bare").await, [1, 2, 3]);
     instance.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_operators_at_the_same_time_replay_each_record_once() {
+    let stage = Arc::new(parked_at_one().await);
+    let (entered, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let act: Act = {
+        let (entered, gate) = (Arc::clone(&entered), Arc::clone(&gate));
+        Arc::new(move |_| {
+            entered.fetch_add(1, Ordering::SeqCst);
+            let gate = Arc::clone(&gate);
+            Box::pin(async move {
+                let _ = gate.acquire().await;
+                Ok(())
+            })
+        })
+    };
+    let replay = || {
+        let redrive = stage.redrive(Arc::clone(&act));
+        tokio::spawn(async move { redrive.replay(&Which::All, Run::Real, BY).await })
+    };
+    let first = replay();
+    wait::until("the first to be at it", LIMIT, || async {
+        Ok((entered.load(Ordering::SeqCst) == 1).then_some(()))
+    })
+    .await
+    .unwrap();
+    let second = replay();
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    wait::until("the second to wait for it", LIMIT, || async {
+        Ok((stage.number(waiting).await > 0).then_some(()))
+    })
+    .await
+    .unwrap();
+    gate.add_permits(100);
+    for replayed in [first, second] {
+        replayed.await.unwrap().unwrap();
+    }
+    assert_eq!(stage.versions("bad").await, [1, 2, 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
