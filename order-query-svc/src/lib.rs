@@ -184,7 +184,7 @@ pub async fn rebuild(config: &Config, command: Rebuild, shutdown: CancellationTo
         .run(
             consumer,
             database,
-            NAME,
+            (NAME, VERSION),
             || store::MIGRATIONS,
             projection,
             shutdown,

@@ -112,6 +112,28 @@ mod tests {
         assert!(!script.contains("{outbox") && !script.contains("{re"), "{script}");
     }
 
+    /// `UPDATE_MIGRATION=1 cargo test` writes that part of it anew.
+    #[test]
+    fn the_migration_of_dead_letters_ends_in_what_init_runs() {
+        let table: TableName = "public.dead_letters".parse().expect("a name");
+        let script = script(&table, &Layout::default(), &[]);
+        // The table itself has columns of its own.
+        let own = fill(include_str!("schema/outbox.sql"), &table, "id", "");
+        let beside = script.strip_prefix(&format!("{own}\n")).expect("the table comes first");
+        let file = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../migrations/consumer/2026-01-04-000002_parking/up.sql"
+        );
+        let marker = "-- From here on as `outbox-relay init` makes it for this table.\n";
+        let migration = std::fs::read_to_string(file).expect("there");
+        let (mine, found) = migration.split_once(marker).expect("the marker");
+        if std::env::var_os("UPDATE_MIGRATION").is_some() {
+            std::fs::write(file, format!("{mine}{marker}{beside}")).expect("written");
+        } else {
+            assert_eq!(found, beside, "run this test with UPDATE_MIGRATION=1");
+        }
+    }
+
     #[test]
     fn names_are_quoted_where_they_must_be() {
         let table: TableName = "my-app.Out'box".parse().expect("a name");

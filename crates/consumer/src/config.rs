@@ -54,6 +54,16 @@ impl Topic {
         }
     }
 
+    /// A topic of a source that does not count the versions of its entities: repeats are known by their event ids, for as long as
+    /// [`Config::keep_seen`] says, and a record that is missing cannot be noticed. Its `aggregate-version` headers, if there are any, are not
+    /// looked at.
+    pub fn by_event_id(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            start: Start::Uncounted,
+        }
+    }
+
     /// A topic whose beginning is gone: an entity starts at whichever version is seen first.
     pub fn baseline(name: impl Into<String>) -> Self {
         Self {
@@ -63,13 +73,15 @@ impl Topic {
     }
 }
 
-/// What to take for the first version of an entity that has no mark yet.
+/// What to take for the first version of an entity that has no mark yet, if there are versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     /// Version 1; anything higher is a gap.
     Beginning,
     /// Whichever version comes first.
     Baseline,
+    /// None: the source does not count, and a repeat is known by its event id.
+    Uncounted,
 }
 
 /// Settings of a [`Consumer`](crate::Consumer). [`Config::new`] fills in defaults that suit a projection.
@@ -108,6 +120,12 @@ pub struct Config {
     pub backoff: (Duration, Duration),
     /// How long a shutdown waits for the batches under way, and then for the last offsets to be committed.
     pub drain_timeout: Duration,
+    /// How long event ids are kept of topics that are read [by event id](Topic::by_event_id). A record that comes again later than that takes
+    /// effect again: it has to be longer than the topic's retention, and than what an outage of whoever publishes may take.
+    pub keep_seen: Duration,
+    /// How long parked records stay after they were replayed, or found to be repeats or superseded, with what was decided about them.
+    /// Discarded ones stay for ever: rebuilds need them.
+    pub keep_settled: Duration,
     /// Further librdkafka properties. Those that would break a promise of this crate are refused.
     pub properties: BTreeMap<String, String>,
 }
@@ -133,6 +151,8 @@ impl Config {
             idle_transaction_timeout: Duration::from_secs(5),
             backoff: (Duration::from_millis(50), Duration::from_secs(2)),
             drain_timeout: Duration::from_secs(10),
+            keep_seen: Duration::from_secs(30 * 24 * 3600),
+            keep_settled: Duration::from_secs(90 * 24 * 3600),
             properties: BTreeMap::new(),
         }
     }

@@ -3,8 +3,9 @@
 use std::error::Error as StdError;
 use std::future::Future;
 
+use diesel::QueryResult;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
-use diesel_async::AsyncPgConnection;
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
 
 use crate::record::Record;
 
@@ -116,8 +117,7 @@ impl HandlerError {
     }
 }
 
-/// What PostgreSQL says of values that do not fit (class 22). diesel hides the SQLSTATE; these are the texts of lc_messages = C or
-/// en_*. In another language such a record holds its entities up instead of parking.
+/// What PostgreSQL says of values that do not fit (class 22), in [English](speak_english): diesel hides the SQLSTATE.
 const DATA_ERRORS: [&str; 13] = [
     "out of range",
     "numeric field overflow",
@@ -155,6 +155,27 @@ pub(crate) fn is_permanent(error: &DieselError) -> bool {
         | DieselError::DeserializationError(_)
         | DieselError::IntegerConversion(_) => true,
         _ => false,
+    }
+}
+
+/// Makes the transaction's errors English, which is how they are told apart; false when the role may not do that. Then a value that does
+/// not fit is waited for like a database that is away: nothing is lost, and nothing of its entities goes on.
+///
+/// # Errors
+/// When the connection is of no use any more.
+pub(crate) async fn speak_english(connection: &mut AsyncPgConnection) -> QueryResult<bool> {
+    let spoken = connection
+        .batch_execute("SAVEPOINT english; SET LOCAL lc_messages = 'C'; RELEASE SAVEPOINT english")
+        .await;
+    match spoken {
+        Ok(()) => Ok(true),
+        Err(DieselError::DatabaseError(DatabaseErrorKind::Unknown, _)) => {
+            connection
+                .batch_execute("ROLLBACK TO SAVEPOINT english; RELEASE SAVEPOINT english")
+                .await?;
+            Ok(false)
+        }
+        Err(error) => Err(error),
     }
 }
 

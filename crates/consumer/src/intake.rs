@@ -283,6 +283,19 @@ impl Intake {
             .collect()
     }
 
+    /// Takes note of how far the client has read; returns the partitions that are done up to there, where that is further than their last
+    /// record.
+    pub(crate) fn pass(
+        &mut self,
+        positions: impl IntoIterator<Item = (PartitionId, i64)>,
+    ) -> Vec<(PartitionId, i64)> {
+        let passed = positions.into_iter().filter_map(|(id, position)| {
+            let partition = self.partitions.get_mut(&id)?;
+            Some((id, partition.tracker.pass(position)?))
+        });
+        passed.collect()
+    }
+
     /// Whether reading this partition should pause now.
     pub(crate) fn is_full(&self, id: PartitionId) -> bool {
         let share = self.share();

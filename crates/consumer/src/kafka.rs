@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, ConsumerContext, Rebalance, StreamConsumer};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance, StreamConsumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
 
@@ -62,17 +63,38 @@ impl Callbacks {
     }
 
     fn ids(&self, list: &TopicPartitionList) -> Vec<PartitionId> {
-        list.elements()
+        let elements = list.elements();
+        elements
             .iter()
-            .filter_map(|element| {
-                let topic = self.topics.iter().position(|topic| topic == element.topic())?;
-                Some(PartitionId {
-                    topic,
-                    partition: element.partition(),
-                })
-            })
+            .filter_map(|element| id(&self.topics, element))
             .collect()
     }
+}
+
+fn id(topics: &[String], element: &TopicPartitionListElem<'_>) -> Option<PartitionId> {
+    let topic = topics.iter().position(|topic| topic == element.topic())?;
+    Some(PartitionId {
+        topic,
+        partition: element.partition(),
+    })
+}
+
+/// How far the client has read in each of its partitions, what it does not deliver included.
+///
+/// # Errors
+/// When the client has no assignment to tell of.
+pub(crate) fn positions(
+    topics: &[String],
+    client: &StreamConsumer<Callbacks>,
+) -> KafkaResult<Vec<(PartitionId, i64)>> {
+    let list = client.position()?;
+    let known = list.elements().into_iter().filter_map(|element| {
+        let Offset::Offset(position) = element.offset() else {
+            return None;
+        };
+        Some((id(topics, &element)?, position))
+    });
+    Ok(known.collect())
 }
 
 impl ClientContext for Callbacks {

@@ -8,6 +8,7 @@ mod redrive;
 mod runtime;
 mod status;
 
+mod inbox;
 mod intake;
 mod kafka;
 mod lane;

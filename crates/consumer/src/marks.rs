@@ -34,7 +34,7 @@ pub(crate) struct Candidate<'a> {
     pub(crate) topic: &'a str,
     /// `None`: it has no key that names one.
     pub(crate) entity: Option<&'a str>,
-    /// `None`: its envelope cannot be read.
+    /// Version, 0 where the source does not count, and id. `None`: its envelope cannot be read.
     pub(crate) event: Option<(i64, Uuid)>,
     /// It can never be handled.
     pub(crate) refused: bool,
@@ -49,6 +49,8 @@ pub(crate) enum Known {
     Parked,
     /// An operator gave it up.
     Discarded,
+    /// It is an event of a source that does not count, and took effect.
+    Seen,
 }
 
 /// What to do with each record of a batch.
@@ -108,6 +110,7 @@ pub(crate) fn plan<'a>(
 ) -> Plan<'a> {
     let mut plan = Plan::default();
     let mut parked: HashSet<(Key<'a>, i64)> = HashSet::new();
+    let mut seen: HashSet<(&str, Uuid)> = HashSet::new();
     for (position, record) in records.iter().enumerate() {
         let refused = Park {
             position,
@@ -116,7 +119,7 @@ pub(crate) fn plan<'a>(
         let Some(entity) = record.entity else {
             match record.known {
                 Known::Nothing => plan.parks.push(refused),
-                Known::Parked | Known::Discarded => plan.repeats.push(position),
+                Known::Parked | Known::Discarded | Known::Seen => plan.repeats.push(position),
             }
             continue;
         };
@@ -131,10 +134,31 @@ pub(crate) fn plan<'a>(
         let Some((version, event_id)) = record.event else {
             match record.known {
                 Known::Nothing => park(&mut plan, if now.parked { Why::Behind } else { Why::Refused }),
-                Known::Parked | Known::Discarded => plan.repeats.push(position),
+                Known::Parked | Known::Discarded | Known::Seen => plan.repeats.push(position),
             }
             continue;
         };
+        if version == 0 {
+            let to = Mark {
+                version: now.version + 1,
+                event_id: Some(event_id),
+                parked: false,
+            };
+            if matches!(record.known, Known::Seen | Known::Parked) || !seen.insert((key.0, event_id)) {
+                plan.repeats.push(position);
+            } else if now.parked {
+                park(&mut plan, Why::Behind);
+            } else if record.known == Known::Discarded {
+                plan.discarded.push(position);
+                plan.set(key, read, to);
+            } else if record.refused {
+                park(&mut plan, Why::Refused);
+            } else {
+                plan.fresh.push(position);
+                plan.set(key, read, to);
+            }
+            continue;
+        }
         if version <= now.version {
             if version == now.version && now.event_id != Some(event_id) {
                 plan.ghosts.push(position);
@@ -149,7 +173,7 @@ pub(crate) fn plan<'a>(
         };
         let expected = match start(key.0) {
             Start::Baseline if now.version == 0 => version,
-            Start::Baseline | Start::Beginning => now.version + 1,
+            Start::Baseline | Start::Beginning | Start::Uncounted => now.version + 1,
         };
         if now.parked {
             if parked.insert((key, version)) {
@@ -384,6 +408,38 @@ mod tests {
         let records = [event("a", 2), event("a", 3), event("a", 3), event("b", 1)];
         let plan = from_beginning(&records, &[marked("a", 2, false)].into());
         assert_eq!((plan.fresh, plan.repeats), (vec![1, 3], vec![0, 2]));
+    }
+
+    #[test]
+    fn where_versions_are_not_counted_the_event_id_tells_a_repeat() {
+        let uncounted = |entity: &'static str, number: u128, known| Candidate {
+            event: Some((0, Uuid::from_u128(number))),
+            known,
+            ..event(entity, 1)
+        };
+        let records = [
+            uncounted("a", 1, Known::Seen),
+            uncounted("a", 2, Known::Nothing),
+            uncounted("a", 2, Known::Nothing),
+            uncounted("b", 3, Known::Discarded),
+            uncounted("b", 4, Known::Nothing),
+            Candidate {
+                refused: true,
+                ..uncounted("a", 5, Known::Nothing)
+            },
+            uncounted("a", 6, Known::Nothing),
+            uncounted("a", 7, Known::Parked),
+        ];
+        let plan = plan(&records, &[marked("a", 4, false)].into(), |_| Start::Uncounted);
+        assert_eq!((&plan.fresh, &plan.discarded), (&vec![1, 4], &vec![3]));
+        assert_eq!(plan.repeats, [0, 2, 7]);
+        assert_eq!(parks(&plan), [(5, Why::Refused), (6, Why::Behind)]);
+        let moved = |entity| plan.advances[&("t", entity)].to;
+        assert_eq!((moved("a").version, moved("a").parked), (5, true));
+        assert_eq!(
+            (moved("b").version, moved("b").event_id),
+            (2, Some(Uuid::from_u128(4)))
+        );
     }
 
     #[test]

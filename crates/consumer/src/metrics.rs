@@ -1,9 +1,11 @@
 //! What a consumer counts. No label is an id or a key.
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    core::Collector,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, core::Collector,
 };
+
+use crate::rebuild::Progress;
 
 /// The metrics of one consumer; all carry the label `consumer`.
 #[derive(Debug, Clone)]
@@ -42,6 +44,48 @@ pub(crate) struct Metrics {
     pub(crate) lag_records: IntGaugeVec,
     /// Brokers that a connection is up to.
     pub(crate) brokers_up: IntGauge,
+}
+
+/// Figures of a rebuild; all carry the label `consumer`.
+#[derive(Debug, Clone)]
+pub(crate) struct RebuildMetrics {
+    pub(crate) generation: IntGauge,
+    /// Records done, over all partitions and runs.
+    pub(crate) done: IntGauge,
+    /// Records that the topics have.
+    pub(crate) total: IntGauge,
+    pub(crate) rate: Gauge,
+}
+
+impl RebuildMetrics {
+    /// # Errors
+    /// When the registry has a rebuild of that consumer already.
+    pub(crate) fn register(consumer: &str, registry: &Registry) -> prometheus::Result<Self> {
+        let opts = |name: &str, help: &str| Opts::new(name, help).const_label("consumer", consumer);
+        let gauge = |name: &str, help: &str| add(registry, IntGauge::with_opts(opts(name, help))?);
+        Ok(Self {
+            generation: gauge(
+                "consumer_rebuild_generation",
+                "The generation that is being built.",
+            )?,
+            done: gauge("consumer_rebuild_done_records", "Records that it has.")?,
+            total: gauge("consumer_rebuild_total_records", "Records that the topics have.")?,
+            rate: add(
+                registry,
+                Gauge::with_opts(opts(
+                    "consumer_rebuild_records_per_second",
+                    "Since its process began.",
+                ))?,
+            )?,
+        })
+    }
+
+    pub(crate) fn tell(&self, progress: Progress) {
+        self.generation.set(progress.generation.into());
+        self.done.set(progress.done.cast_signed());
+        self.total.set(progress.total.cast_signed());
+        self.rate.set(progress.rate);
+    }
 }
 
 impl Metrics {

@@ -1,12 +1,13 @@
 //! Records that cannot be handled, and the later ones of their entities: the table in which they wait, and their dead letters.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use chrono::{DateTime, SecondsFormat, Utc};
 use diesel::sql_types::{
-    Array, BigInt, Binary, Bool, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid,
+    Array, BigInt, Binary, Bool, Double, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid,
 };
 use diesel::{QueryResult, QueryableByName};
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
@@ -14,6 +15,7 @@ use envelope::Envelope;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::inbox::{self, Seen};
 use crate::marks::Known;
 use crate::record::{Header, RawRecord, Record};
 
@@ -24,6 +26,8 @@ const MAX_ERROR: usize = 1_000;
 /// The most bytes of key and value that a dead letter has: with its headers it must fit where the record did, and Kafka's default for
 /// producers is 1,000,012 in all.
 const MAX_LETTER: usize = 900_000;
+/// Settled records removed by one statement; each may have a large value.
+pub(crate) const REMOVE_AT_ONCE: usize = 500;
 /// The most bytes of headers that a dead letter repeats.
 const MAX_HEADERS: usize = 8 << 10;
 
@@ -150,7 +154,7 @@ pub(crate) async fn insert(
          SELECT $1, $2, {COLUMNS} \
          FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) WITH ORDINALITY AS g({COLUMNS}, n) \
          WHERE NOT EXISTS (SELECT FROM parked_records p WHERE p.consumer = $1 AND p.generation = $2 AND p.topic = g.topic \
-                              AND p.entity_id = g.entity_id AND p.version = g.version AND p.state = 'parked') \
+                              AND p.entity_id = g.entity_id AND p.version = g.version AND p.state = 'parked' OFFSET 0) \
          ORDER BY n ON CONFLICT DO NOTHING RETURNING topic, partition, kafka_offset"
     ))
     .bind::<Text, _>(consumer)
@@ -160,7 +164,7 @@ pub(crate) async fn insert(
     .bind::<Array<BigInt>, _>(places.iter().map(|place| place.2).collect::<Vec<_>>())
     .bind::<Array<Timestamptz>, _>(places.iter().map(|place| place.3).collect::<Vec<_>>())
     .bind::<Array<Nullable<Text>>, _>(records.iter().map(|record| record.body.entity()).collect::<Vec<_>>())
-    .bind::<Array<Nullable<BigInt>>, _>(envelopes.clone().map(|e| Some(e?.version)).collect::<Vec<_>>())
+    .bind::<Array<Nullable<BigInt>>, _>(envelopes.clone().map(|e| version(e?)).collect::<Vec<_>>())
     .bind::<Array<Nullable<SqlUuid>>, _>(envelopes.clone().map(|e| Some(e?.event_id)).collect::<Vec<_>>())
     .bind::<Array<Nullable<Text>>, _>(envelopes.map(|e| Some(e?.event_type.as_str())).collect::<Vec<_>>())
     .bind::<Array<Nullable<Binary>>, _>(records.iter().map(|record| record.body.key()).collect::<Vec<_>>())
@@ -181,82 +185,128 @@ pub(crate) async fn insert(
     Ok((0..records.len()).filter(is_new).collect())
 }
 
-/// Writes a dead letter for each of these records. One that is too large goes without its value.
-pub(crate) async fn write_dead_letters(
-    connection: &mut AsyncPgConnection,
-    consumer: &str,
-    records: &[&NewParked<'_>],
-) -> QueryResult<()> {
-    for record in records {
-        let body = record.body;
+/// A dead letter's own part: what is not simply the record's or its envelope's.
+struct Letter<'a> {
+    envelope: Option<&'a Envelope>,
+    topic: String,
+    partition: i32,
+    offset: i64,
+    timestamp: Option<i64>,
+    key: String,
+    /// Where it is not the key.
+    original_key: Option<String>,
+    /// Where they are no envelope.
+    headers: Option<String>,
+    payload: Option<&'a [u8]>,
+    /// How long the value is, where it is left out.
+    left_out: Option<i64>,
+}
+
+impl<'a> Letter<'a> {
+    fn of(body: Body<'a>) -> Self {
         let (topic, partition, offset, _) = body.place();
-        let envelope = body.envelope();
         let (key, value) = (body.key(), body.value());
         let is_large = key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len) > MAX_LETTER;
         let (payload, left_out) = match value {
             Some(value) if is_large => (None, i64::try_from(value.len()).ok()),
             value => (value, None),
         };
-        let place = || format!("{topic}/{partition}/{offset}");
+        let (time, headers) = match body {
+            Body::Record(record) => (record.timestamp, None),
+            Body::Raw(raw) => (raw.timestamp, Some(body.headers().to_string())),
+        };
+        let too_large = |headers: String| match headers.len() {
+            0..=MAX_HEADERS => headers,
+            _ => "too large: see parked_records".to_owned(),
+        };
         let text_key = body.entity();
-        let time = match body {
-            Body::Record(record) => record.timestamp,
-            Body::Raw(raw) => raw.timestamp,
-        };
-        let mut headers = match body {
-            Body::Record(_) => None,
-            Body::Raw(_) => Some(body.headers().to_string()),
-        };
-        if let Some(headers) = &mut headers
-            && headers.len() > MAX_HEADERS
-        {
-            *headers = "too large: see parked_records".to_owned();
+        Self {
+            envelope: body.envelope(),
+            key: text_key.map_or_else(|| format!("{topic}/{partition}/{offset}"), str::to_owned),
+            original_key: match (text_key, key) {
+                (None, Some(key)) => Some(BASE64.encode(&key[..key.len().min(MAX_HEADERS)])),
+                _ => None,
+            },
+            topic,
+            partition,
+            offset,
+            timestamp: time.map(|time| time.timestamp_millis()),
+            headers: headers.map(too_large),
+            payload,
+            left_out,
         }
-        diesel::sql_query(
-            "INSERT INTO dead_letters (event_id, aggregate_type, aggregate_id, aggregate_version, event_type, schema_version, topic, \
-                 source, content_type, data_schema, correlation_id, causation_id, traceparent, tracestate, metadata, occurred_at, \
-                 payload, dlt_consumer, dlt_original_topic, dlt_original_partition, dlt_original_offset, dlt_original_timestamp, \
-                 dlt_original_id, dlt_original_headers, dlt_original_key, dlt_original_bytes, dlt_error_kind, dlt_attempt, \
-                 processing_error, failed_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, \
-                 $24, $25, $26, $27, 1, $28, $29)",
-        )
-        .bind::<SqlUuid, _>(Uuid::now_v7())
-        .bind::<Text, _>(envelope.map_or("", |e| e.entity_type.as_str()))
-        .bind::<Text, _>(text_key.map_or_else(place, str::to_owned))
-        .bind::<Nullable<BigInt>, _>(envelope.map(|e| e.version))
-        .bind::<Nullable<Text>, _>(envelope.map(|e| e.event_type.as_str()))
-        .bind::<Nullable<Integer>, _>(envelope.map(|e| e.schema_version))
-        .bind::<Text, _>(format!("{topic}{DEAD_LETTER_SUFFIX}"))
-        .bind::<Nullable<Text>, _>(envelope.map(|e| e.source.as_str()))
-        .bind::<Nullable<Text>, _>(envelope.map(|e| e.content_type.as_str()))
-        .bind::<Nullable<Text>, _>(envelope.and_then(|e| e.data_schema.as_deref()))
-        .bind::<Nullable<SqlUuid>, _>(envelope.and_then(|e| e.correlation_id))
-        .bind::<Nullable<SqlUuid>, _>(envelope.and_then(|e| e.causation_id))
-        .bind::<Nullable<Text>, _>(envelope.and_then(|e| e.traceparent.as_deref()))
-        .bind::<Nullable<Text>, _>(envelope.and_then(|e| e.tracestate.as_deref()))
-        .bind::<Jsonb, _>(envelope.map_or_else(|| json!({}), |e| json!(e.metadata)))
-        .bind::<Nullable<Timestamptz>, _>(envelope.map(|e| e.occurred_at))
-        .bind::<Nullable<Binary>, _>(payload)
-        .bind::<Text, _>(consumer)
-        .bind::<Text, _>(&topic)
-        .bind::<Integer, _>(partition)
-        .bind::<BigInt, _>(offset)
-        .bind::<Nullable<BigInt>, _>(time.map(|time| time.timestamp_millis()))
-        .bind::<Nullable<SqlUuid>, _>(envelope.map(|e| e.event_id))
-        .bind::<Nullable<Text>, _>(headers)
-        .bind::<Nullable<Text>, _>(match (text_key, key) {
-            (None, Some(key)) => Some(BASE64.encode(&key[..key.len().min(MAX_HEADERS)])),
-            _ => None,
-        })
-        .bind::<Nullable<BigInt>, _>(left_out)
-        .bind::<Text, _>(record.error_kind)
-        .bind::<Text, _>(clean(&record.error))
-        .bind::<Text, _>(Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true))
-        .execute(connection)
-        .await?;
     }
+}
+
+/// Writes a dead letter for each of these records. One that is too large goes without its value. `attempt` counts how often it was
+/// tried until it parked or failed again.
+pub(crate) async fn write_dead_letters(
+    connection: &mut AsyncPgConnection,
+    consumer: &str,
+    records: &[&NewParked<'_>],
+    attempt: i32,
+) -> QueryResult<()> {
+    const COLUMNS: &str = "event_id, aggregate_type, aggregate_id, aggregate_version, event_type, schema_version, topic, source, \
+        content_type, data_schema, correlation_id, causation_id, traceparent, tracestate, metadata, occurred_at, payload, \
+        dlt_original_topic, dlt_original_partition, dlt_original_offset, dlt_original_timestamp, dlt_original_id, \
+        dlt_original_headers, dlt_original_key, dlt_original_bytes, dlt_error_kind, processing_error";
+    if records.is_empty() {
+        return Ok(());
+    }
+    let letters: Vec<Letter<'_>> = records.iter().map(|record| Letter::of(record.body)).collect();
+    let of_envelopes = letters.iter().map(|letter| letter.envelope);
+    let texts = |of: fn(&Envelope) -> Option<&str>| -> Vec<Option<&str>> {
+        of_envelopes.clone().map(|envelope| of(envelope?)).collect()
+    };
+    let ids = |of: fn(&Envelope) -> Option<Uuid>| -> Vec<Option<Uuid>> {
+        of_envelopes.clone().map(|envelope| of(envelope?)).collect()
+    };
+    let columns: Vec<String> = (4..4 + COLUMNS.split(',').count())
+        .map(|number| format!("${number}"))
+        .collect();
+    diesel::sql_query(format!(
+        "INSERT INTO dead_letters ({COLUMNS}, dlt_consumer, dlt_attempt, failed_at) SELECT {COLUMNS}, $1, $2, $3 \
+         FROM unnest({}) WITH ORDINALITY AS g({COLUMNS}, n) ORDER BY n",
+        columns.join(", "),
+    ))
+    .bind::<Text, _>(consumer)
+    .bind::<Integer, _>(attempt)
+    .bind::<Text, _>(Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true))
+    .bind::<Array<SqlUuid>, _>(letters.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(of_envelopes.clone().map(|e| e.map_or("", |e| e.entity_type.as_str())).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(letters.iter().map(|letter| letter.key.as_str()).collect::<Vec<_>>())
+    .bind::<Array<Nullable<BigInt>>, _>(of_envelopes.clone().map(|e| version(e?)).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Text>>, _>(texts(|e| Some(&e.event_type)))
+    .bind::<Array<Nullable<Integer>>, _>(of_envelopes.clone().map(|e| Some(e?.schema_version)).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(letters.iter().map(|letter| format!("{}{DEAD_LETTER_SUFFIX}", letter.topic)).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Text>>, _>(texts(|e| Some(&e.source)))
+    .bind::<Array<Nullable<Text>>, _>(texts(|e| Some(&e.content_type)))
+    .bind::<Array<Nullable<Text>>, _>(texts(|e| e.data_schema.as_deref()))
+    .bind::<Array<Nullable<SqlUuid>>, _>(ids(|e| e.correlation_id))
+    .bind::<Array<Nullable<SqlUuid>>, _>(ids(|e| e.causation_id))
+    .bind::<Array<Nullable<Text>>, _>(texts(|e| e.traceparent.as_deref()))
+    .bind::<Array<Nullable<Text>>, _>(texts(|e| e.tracestate.as_deref()))
+    .bind::<Array<Jsonb>, _>(of_envelopes.clone().map(|e| e.map_or_else(|| json!({}), |e| json!(e.metadata))).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Timestamptz>>, _>(of_envelopes.clone().map(|e| Some(e?.occurred_at)).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Binary>>, _>(letters.iter().map(|letter| letter.payload).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(letters.iter().map(|letter| letter.topic.as_str()).collect::<Vec<_>>())
+    .bind::<Array<Integer>, _>(letters.iter().map(|letter| letter.partition).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(letters.iter().map(|letter| letter.offset).collect::<Vec<_>>())
+    .bind::<Array<Nullable<BigInt>>, _>(letters.iter().map(|letter| letter.timestamp).collect::<Vec<_>>())
+    .bind::<Array<Nullable<SqlUuid>>, _>(ids(|e| Some(e.event_id)))
+    .bind::<Array<Nullable<Text>>, _>(letters.iter().map(|letter| letter.headers.as_deref()).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Text>>, _>(letters.iter().map(|letter| letter.original_key.as_deref()).collect::<Vec<_>>())
+    .bind::<Array<Nullable<BigInt>>, _>(letters.iter().map(|letter| letter.left_out).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(records.iter().map(|record| record.error_kind).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(records.iter().map(|record| clean(&record.error)).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
     Ok(())
+}
+
+/// The version of an event, if its source counts.
+fn version(envelope: &Envelope) -> Option<i64> {
+    Some(envelope.version).filter(|version| *version != 0)
 }
 
 /// What the table says of records from before.
@@ -266,12 +316,18 @@ pub(crate) struct Before {
     places: HashMap<Place, bool>,
     /// Discarded versions, by topic and entity.
     versions: HashSet<(String, String, i64)>,
+    /// Of sources that do not count versions.
+    events: Seen,
 }
 
 impl Before {
     pub(crate) fn of(&self, body: Body<'_>) -> Known {
         let discarded = match body {
             Body::Raw(_) => self.places.get(&body.place()).copied(),
+            Body::Record(record) if record.envelope.version == 0 => {
+                let event = (record.topic.as_ref().to_owned(), record.envelope.event_id);
+                return self.events.get(&event).copied().unwrap_or(Known::Nothing);
+            }
             Body::Record(record) => {
                 let entity = record.envelope.entity_id.clone();
                 let version = (record.topic.as_ref().to_owned(), entity, record.envelope.version);
@@ -286,7 +342,7 @@ impl Before {
     }
 }
 
-/// Looks up what marks do not tell: records without a version, and, where `discarded` is asked for, versions that were given up.
+/// Looks up, by one look into an index each (decision 35), what marks do not tell: records without a version, events of sources that do not count, and, where `discarded` is asked for, versions that were given up.
 pub(crate) async fn look_up(
     connection: &mut AsyncPgConnection,
     consumer: &str,
@@ -324,10 +380,13 @@ pub(crate) async fn look_up(
         .collect();
     if !places.is_empty() {
         let rows: Vec<PlaceRow> = diesel::sql_query(
-            "SELECT topic, partition, kafka_offset, record_time, p.state = 'discarded' AS discarded \
+            "SELECT k.*, p.discarded \
              FROM unnest($3, $4, $5, $6) AS k(topic, partition, kafka_offset, record_time) \
-             JOIN parked_records p USING (topic, partition, kafka_offset, record_time) \
-             WHERE p.consumer = $1 AND (p.generation = $2 OR p.state = 'discarded')",
+             CROSS JOIN generate_series(1, $2) AS g(generation) CROSS JOIN LATERAL ( \
+                 SELECT p.state = 'discarded' AS discarded FROM parked_records p \
+                 WHERE p.consumer = $1 AND p.generation = g.generation AND p.topic = k.topic AND p.partition = k.partition \
+                   AND p.kafka_offset = k.kafka_offset AND p.record_time = k.record_time \
+                   AND (p.generation = $2 OR p.state = 'discarded') OFFSET 0) p",
         )
         .bind::<Text, _>(consumer)
         .bind::<Integer, _>(generation)
@@ -342,6 +401,20 @@ pub(crate) async fn look_up(
             *before.places.entry(place).or_default() |= row.discarded;
         }
     }
+    let uncounted: Vec<inbox::Event<'_>> = bodies
+        .iter()
+        .filter_map(|body| match body {
+            Body::Record(record) if record.envelope.version == 0 => Some((
+                record.topic.as_ref(),
+                record.envelope.entity_id.as_str(),
+                record.envelope.event_id,
+            )),
+            Body::Record(_) | Body::Raw(_) => None,
+        })
+        .collect();
+    if !uncounted.is_empty() {
+        before.events = inbox::look_up(connection, consumer, generation, &uncounted).await?;
+    }
     if discarded {
         let keys = bodies.iter().filter_map(|body| match body {
             Body::Record(record) => Some((record.topic.as_ref(), record.envelope.entity_id.as_str())),
@@ -349,9 +422,9 @@ pub(crate) async fn look_up(
         });
         let (topics, entities): (Vec<&str>, Vec<&str>) = keys.collect::<BTreeSet<_>>().into_iter().unzip();
         let rows: Vec<VersionRow> = diesel::sql_query(
-            "SELECT p.topic, p.entity_id, p.version FROM parked_records p \
-             WHERE p.consumer = $1 AND p.state = 'discarded' AND p.version IS NOT NULL \
-               AND (p.topic, p.entity_id) IN (SELECT * FROM unnest($2, $3))",
+            "SELECT k.*, p.version FROM unnest($2, $3) AS k(topic, entity_id) CROSS JOIN LATERAL ( \
+                 SELECT version FROM parked_records p WHERE p.consumer = $1 AND p.state = 'discarded' AND p.topic = k.topic \
+                    AND p.entity_id = k.entity_id AND p.version IS NOT NULL OFFSET 0) p",
         )
         .bind::<Text, _>(consumer)
         .bind::<Array<Text>, _>(topics)
@@ -362,6 +435,26 @@ pub(crate) async fn look_up(
         before.versions = rows.map(|row| (row.topic, row.entity_id, row.version)).collect();
     }
     Ok(before)
+}
+
+/// Removes some of the records that were settled so long ago, with what was decided about them; returns how many. Discarded ones stay:
+/// rebuilds pass over them.
+pub(crate) async fn remove_settled(
+    connection: &mut AsyncPgConnection,
+    consumer: &str,
+    settled_for: Duration,
+) -> QueryResult<usize> {
+    diesel::sql_query(
+        "DELETE FROM parked_records WHERE id IN (SELECT id FROM parked_records \
+         WHERE consumer = $1 AND state IN ('replayed', 'repeated', 'superseded') \
+           AND settled_at < now() - make_interval(secs => $2) \
+         LIMIT $3 FOR UPDATE SKIP LOCKED)",
+    )
+    .bind::<Text, _>(consumer)
+    .bind::<Double, _>(settled_for.as_secs_f64())
+    .bind::<BigInt, _>(REMOVE_AT_ONCE as i64)
+    .execute(connection)
+    .await
 }
 
 /// How much is parked.

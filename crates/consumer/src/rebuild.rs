@@ -17,8 +17,10 @@ use diesel_async::{
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _};
 use prometheus::Registry;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::handler::{self, BoxError, Handler};
 use crate::lane::{Lane, quoted, swap_lock};
+use crate::metrics::{Metrics, RebuildMetrics};
 use crate::runtime::{BuildError, Consumer, RunError};
 use crate::status::Status;
 
@@ -39,6 +42,8 @@ const NEAR: Duration = Duration::from_millis(200);
 const SWAP_LIMIT: Duration = Duration::from_secs(5);
 /// How long the tables' readers are waited for.
 const READERS_LIMIT: Duration = Duration::from_secs(2);
+/// How long a group that seems to have members is waited for: a session and some.
+const GROUP_LIMIT: Duration = Duration::from_secs(15);
 /// Marks removed by one statement.
 const REMOVE_AT_ONCE: i64 = 20_000;
 
@@ -48,6 +53,9 @@ pub struct Rebuild<H> {
     pool: Pool<AsyncPgConnection>,
     migrations: fn() -> EmbeddedMigrations,
     handler: Arc<H>,
+    metrics: Metrics,
+    figures: RebuildMetrics,
+    status: Status,
 }
 
 /// Why it did not come to its end. Started again, it goes on where it was.
@@ -122,14 +130,22 @@ type Offsets = BTreeMap<(String, i32), i64>;
 
 impl<H: Handler> Rebuild<H> {
     /// `config` is the live consumer's; `pool` has room for its workers and three more. `migrations` make the projection's tables in
-    /// the first schema of the search path, and nothing else; those of this crate are not among them.
+    /// the first schema of the search path, and nothing else; those of this crate are not among them. Progress, rate and what a consumer
+    /// counts go to `registry`.
+    ///
+    /// # Errors
+    /// When the registry has the metrics of this consumer already.
     pub fn new(
         config: Config,
         pool: Pool<AsyncPgConnection>,
         migrations: fn() -> EmbeddedMigrations,
         handler: H,
-    ) -> Self {
-        Self {
+        registry: &Registry,
+    ) -> Result<Self, BuildError> {
+        Ok(Self {
+            metrics: Metrics::register(&config.group, registry)?,
+            figures: RebuildMetrics::register(&config.group, registry)?,
+            status: Status::default(),
             config: Config {
                 // Its members come and go with this process.
                 instance: None,
@@ -138,7 +154,12 @@ impl<H: Handler> Rebuild<H> {
             pool,
             migrations,
             handler: Arc::new(handler),
-        }
+        })
+    }
+
+    /// How its consumer is doing.
+    pub fn status(&self) -> Status {
+        self.status.clone()
     }
 
     /// Builds, catches up, swaps. `told` hears of the progress about every second. Needs a multi-thread runtime.
@@ -163,6 +184,11 @@ impl<H: Handler> Rebuild<H> {
         shutdown: &CancellationToken,
     ) -> Result<Rebuilt, RebuildError> {
         let begun = Instant::now();
+        let mut told = |progress| {
+            self.figures.tell(progress);
+            told(progress);
+        };
+        self.status.forget_positions();
         let generation = self.begin(alone).await?;
         self.remove_old_marks(alone).await?;
         let schema = self.schema(generation);
@@ -198,6 +224,7 @@ impl<H: Handler> Rebuild<H> {
                                 "marks of the old generation are left: the next rebuild removes them"
                             );
                         }
+                        self.delete_group(&lane).await;
                         return Ok(Rebuilt {
                             generation,
                             records: progress.total.saturating_sub(sum(&first, &ends)),
@@ -250,7 +277,42 @@ impl<H: Handler> Rebuild<H> {
             .execute(alone)
             .await?;
         self.remove_old_marks(alone).await?;
+        let schema = self.schema(generation);
+        self.delete_group(&Lane::Rebuild { generation, schema }).await;
         Ok(generation)
+    }
+
+    /// Nobody reads by it any more. Kafka refuses while a process that died seems to be a member, so that is waited for.
+    async fn delete_group(&self, lane: &Lane) {
+        let group = lane.group(&self.config.group);
+        let until = Instant::now() + GROUP_LIMIT;
+        loop {
+            let Err(error) = self.try_to_delete(&group).await else {
+                return;
+            };
+            if error != KafkaError::AdminOp(RDKafkaErrorCode::NonEmptyGroup) || Instant::now() > until {
+                tracing::warn!(
+                    messaging.consumer.group.name = group,
+                    error.message = %error,
+                    "the group of the rebuild is left in Kafka, where it does no harm"
+                );
+                return;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn try_to_delete(&self, group: &str) -> Result<(), KafkaError> {
+        let admin: AdminClient<DefaultClientContext> = self.config.client().create()?;
+        let options = AdminOptions::new()
+            .request_timeout(Some(KAFKA_LIMIT))
+            .operation_timeout(Some(KAFKA_LIMIT));
+        let answers = admin.delete_groups(&[group], &options).await?;
+        match answers.into_iter().next() {
+            // It never came to commit anything.
+            Some(Err((_, RDKafkaErrorCode::GroupIdNotFound))) | Some(Ok(_)) | None => Ok(()),
+            Some(Err((_, code))) => Err(KafkaError::AdminOp(code)),
+        }
     }
 
     /// A connection that says that nobody else is at it, for as long as it lives.
@@ -332,9 +394,10 @@ impl<H: Handler> Rebuild<H> {
             self.config.clone(),
             self.pool.clone(),
             Arc::clone(&self.handler),
-            &Registry::new(),
+            self.metrics.clone(),
+            self.status.clone(),
         )?;
-        let status = consumer.status();
+        let status = self.status();
         let stop = CancellationToken::new();
         let task = tokio::spawn(consumer.run(stop.clone()));
         Ok(Feed { status, stop, task })
@@ -353,12 +416,17 @@ impl<H: Handler> Rebuild<H> {
         let limit = SWAP_LIMIT.as_millis();
         let begin = format!(
             "BEGIN; SET LOCAL statement_timeout = {0}; SET LOCAL lock_timeout = {0}; \
-             SET LOCAL idle_in_transaction_session_timeout = {1}; SELECT pg_advisory_xact_lock({2})",
+             SET LOCAL idle_in_transaction_session_timeout = {1}",
             limit,
             2 * (limit + self.config.drain_timeout.as_millis()),
-            swap_lock(&self.config.group),
         );
-        if let Err(error) = AnsiTransactionManager::begin_transaction_sql(&mut *connection, &begin).await {
+        let lock = format!("SELECT pg_advisory_xact_lock({})", swap_lock(&self.config.group));
+        let locked = async {
+            AnsiTransactionManager::begin_transaction_sql(&mut *connection, &begin).await?;
+            handler::speak_english(&mut connection).await?;
+            connection.batch_execute(&lock).await
+        };
+        if let Err(error) = locked.await {
             // It may be in a transaction that failed.
             drop(Object::take(connection));
             return if is_lock_timeout(&error) {
@@ -440,16 +508,18 @@ impl<H: Handler> Rebuild<H> {
         Ok(())
     }
 
-    /// Marks of generations that are neither live nor being built, a few at a time.
+    /// Marks and event ids of generations that are neither live nor being built, a few at a time.
     async fn remove_old_marks(&self, connection: &mut AsyncPgConnection) -> Result<(), RebuildError> {
         let Some(Generations { live, rebuilding }) = self.generations(connection).await? else {
             return Ok(());
         };
-        loop {
-            let removed = diesel::sql_query(
-                "DELETE FROM consumer_marks WHERE ctid = ANY(ARRAY(SELECT ctid FROM consumer_marks \
+        let mut tables = ["consumer_marks", "consumer_inbox"].into_iter();
+        let mut table = tables.next();
+        while let Some(name) = table {
+            let removed = diesel::sql_query(format!(
+                "DELETE FROM {name} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {name} \
                  WHERE consumer = $1 AND generation <> $2 AND generation <> $3 LIMIT $4))",
-            )
+            ))
             .bind::<Text, _>(&self.config.group)
             .bind::<Integer, _>(live)
             .bind::<Integer, _>(rebuilding.unwrap_or(live))
@@ -457,9 +527,10 @@ impl<H: Handler> Rebuild<H> {
             .execute(connection)
             .await?;
             if (removed as i64) < REMOVE_AT_ONCE {
-                return Ok(());
+                table = tables.next();
             }
         }
+        Ok(())
     }
 }
 
@@ -548,7 +619,7 @@ impl Topics {
         })
     }
 
-    /// Where partitions end; those without records are left out.
+    /// Where partitions end, but for what belongs to open transactions; those without records are left out.
     async fn ends(&self) -> Result<Offsets, RebuildError> {
         self.ask(|client, names| {
             let mut ends = Offsets::new();

@@ -4,9 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use envelope::{Envelope, EnvelopeError};
+use envelope::{Envelope, EnvelopeError, header};
 use rdkafka::Message;
 use rdkafka::message::{BorrowedMessage, Headers as _};
+
+use crate::config::Start;
 
 /// The longest key that names an entity, in bytes: it has to fit into an index.
 pub(crate) const MAX_KEY_BYTES: usize = 512;
@@ -14,7 +16,8 @@ pub(crate) const MAX_KEY_BYTES: usize = 512;
 /// An event as it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Everything about the event but its payload. Its entity id is the record's key.
+    /// Everything about the event but its payload. Its entity id is the record's key; its version is 0 where the topic is read by event
+    /// id.
     pub envelope: Envelope,
     /// The payload, in the format that the envelope names.
     pub payload: Vec<u8>,
@@ -103,13 +106,13 @@ impl RawRecord {
     }
 
     /// Decodes it, after it was kept somewhere.
-    pub(crate) fn decode(self, limit: usize) -> Decoded {
+    pub(crate) fn decode(self, limit: usize, start: Start) -> Decoded {
         let headers = self
             .headers
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_deref()));
         match envelope_of(self.key.as_deref(), self.value.as_deref(), limit, || {
-            Ok(Envelope::read(headers)?)
+            Ok(read_envelope(headers, start)?)
         }) {
             Ok(envelope) => Decoded::Record(Record {
                 envelope,
@@ -125,11 +128,11 @@ impl RawRecord {
 }
 
 /// Copies and decodes `message`, which may have `limit` bytes of key and value.
-pub(crate) fn decode(topic: &Arc<str>, message: &BorrowedMessage<'_>, limit: usize) -> Decoded {
+pub(crate) fn decode(topic: &Arc<str>, message: &BorrowedMessage<'_>, limit: usize, start: Start) -> Decoded {
     let read = || {
         catch_unwind(AssertUnwindSafe(|| {
             let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
-            Envelope::read(headers.map(|header| (header.key, header.value)))
+            read_envelope(headers.map(|header| (header.key, header.value)), start)
         }))
         .map_err(|_| RecordError::Headers)?
         .map_err(RecordError::Envelope)
@@ -144,6 +147,18 @@ pub(crate) fn decode(topic: &Arc<str>, message: &BorrowedMessage<'_>, limit: usi
             timestamp: timestamp(message),
         }),
         Err(error) => Decoded::Not(Box::new(RawRecord::copy(topic, message)), error),
+    }
+}
+
+fn read_envelope<'a>(
+    headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
+    start: Start,
+) -> Result<Envelope, EnvelopeError> {
+    match start {
+        Start::Beginning | Start::Baseline => Envelope::read(headers),
+        Start::Uncounted => {
+            Envelope::read_uncounted(headers.filter(|(name, _)| *name != header::AGGREGATE_VERSION))
+        }
     }
 }
 
@@ -243,7 +258,7 @@ mod tests {
 
     #[track_caller]
     fn refused(raw: RawRecord) -> RecordError {
-        match raw.decode(100) {
+        match raw.decode(100, Start::Beginning) {
             Decoded::Not(_, error) => error,
             Decoded::Record(record) => panic!("{record:?}"),
         }
@@ -252,7 +267,7 @@ mod tests {
     #[test]
     fn a_record_is_read_or_says_why_not() {
         assert!(
-            matches!(raw(Some(b"a"), Some(b"x")).decode(100), Decoded::Record(record) if record.payload == b"x")
+            matches!(raw(Some(b"a"), Some(b"x")).decode(100, Start::Beginning), Decoded::Record(record) if record.payload == b"x")
         );
         assert_eq!(refused(raw(None, Some(b"x"))), RecordError::NoKey);
         assert_eq!(refused(raw(Some(b"a"), None)), RecordError::NoValue);
@@ -264,7 +279,7 @@ mod tests {
         assert_eq!(refused(raw(Some(b"a"), Some(&[0; 100]))), large);
         for key in [&b""[..], b"a\0b", b"\xff", &[b'a'; MAX_KEY_BYTES + 1]] {
             let limit = 10_000;
-            let Decoded::Not(raw, error) = raw(Some(key), Some(b"x")).decode(limit) else {
+            let Decoded::Not(raw, error) = raw(Some(key), Some(b"x")).decode(limit, Start::Beginning) else {
                 panic!("{key:?}")
             };
             assert_eq!((error, raw.entity()), (RecordError::UnusableKey, None));
@@ -272,10 +287,26 @@ mod tests {
     }
 
     #[test]
+    fn versions_are_not_looked_at_where_the_source_does_not_count() {
+        for version in [Some(b"3".to_vec()), Some(b"x".to_vec()), None] {
+            let mut raw = raw(Some(b"a"), Some(b"x"));
+            for (name, value) in &mut raw.headers {
+                if name == header::AGGREGATE_VERSION {
+                    value.clone_from(&version);
+                }
+            }
+            let Decoded::Record(record) = raw.decode(100, Start::Uncounted) else {
+                panic!("{version:?}")
+            };
+            assert_eq!(record.envelope.version, 0);
+        }
+    }
+
+    #[test]
     fn what_the_database_cannot_keep_is_no_event() {
         let mut zero = raw(Some(b"a"), Some(b"x"));
         for (name, value) in &mut zero.headers {
-            if name == envelope::header::CE_TYPE {
+            if name == header::CE_TYPE {
                 *value = Some(b"a\0b".to_vec());
             }
         }

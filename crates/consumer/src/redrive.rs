@@ -18,10 +18,12 @@ use uuid::Uuid;
 
 use crate::config::{Config, Start};
 use crate::handler::{self, BoxError, Handler, HandlerError};
+use crate::inbox;
 use crate::lane::Lane;
-use crate::parked;
-use crate::record::RawRecord;
-use crate::worker::Content;
+use crate::marks::Known;
+use crate::parked::{self, Body, NewParked};
+use crate::record::{Decoded, RawRecord};
+use crate::worker::{Content, Refusal};
 
 /// An operator's hand on the parked records of one consumer.
 pub struct Redrive<H> {
@@ -158,6 +160,8 @@ pub enum End {
     Discarded,
     /// It cannot be handled yet, so the later ones of its entity wait on.
     Failed {
+        /// As in the table of parked records.
+        kind: &'static str,
         error: String,
     },
 }
@@ -255,16 +259,20 @@ impl<H: Handler> Redrive<H> {
     /// When the database does not answer.
     pub async fn list(&self, settled: bool, limit: i64) -> Result<Vec<Parked>, RedriveError> {
         let mut step = self.begin().await?;
-        let rows = diesel::sql_query(format!(
-            "SELECT {PARKED} FROM parked_records WHERE consumer = $1 AND ($3 OR (generation = $2 AND state = 'parked')) \
-             ORDER BY id LIMIT $4"
-        ))
-        .bind::<Text, _>(&self.config.group)
-        .bind::<Integer, _>(step.generation)
-        .bind::<Bool, _>(settled)
-        .bind::<BigInt, _>(limit)
-        .load(&mut step.connection)
-        .await?;
+        // OFFSET 0: what waits is found by its index and then put in order, not looked for among all that was settled.
+        let from = if settled {
+            "parked_records WHERE consumer = $1".to_owned()
+        } else {
+            let generation = step.generation;
+            format!(
+                "(SELECT * FROM parked_records WHERE consumer = $1 AND generation = {generation} AND state = 'parked' OFFSET 0) w"
+            )
+        };
+        let rows = diesel::sql_query(format!("SELECT {PARKED} FROM {from} ORDER BY id LIMIT $2"))
+            .bind::<Text, _>(&self.config.group)
+            .bind::<BigInt, _>(limit)
+            .load(&mut step.connection)
+            .await?;
         step.roll_back().await?;
         Ok(rows)
     }
@@ -309,7 +317,10 @@ impl<H: Handler> Redrive<H> {
         let mut outcomes = Vec::new();
         for id in self.without_entity(which).await? {
             let error = "it has no key that names an entity: it can only be discarded".to_owned();
-            let end = End::Failed { error };
+            let end = End::Failed {
+                kind: "unreadable",
+                error,
+            };
             outcomes.push(Outcome { id, end });
         }
         for entity in self.entities(which).await? {
@@ -356,6 +367,14 @@ impl<H: Handler> Redrive<H> {
                     version,
                     event_id: Some(event_id),
                 },
+                // Its source does not count.
+                (None, Some(event_id)) => {
+                    step.note_seen(&entity.0, event_id).await?;
+                    MarkRow {
+                        version: mark.version + 1,
+                        event_id: Some(event_id),
+                    }
+                }
                 _ => mark,
             };
             step.move_mark(entity, &to, waiting.len() > 1).await?;
@@ -384,12 +403,11 @@ impl<H: Handler> Redrive<H> {
             };
             let id = outcome.id;
             let failed = match &outcome.end {
-                End::Failed { error } => {
-                    let error = error.clone();
+                End::Failed { kind, error } => {
                     step.roll_back().await?;
                     step = self.begin_to_change().await?;
-                    step.failed(id, &error).await?;
-                    step.audit(id, "replay", &error, None, by).await?;
+                    step.failed(id, kind, error).await?;
+                    step.audit(id, "replay", error, None, by).await?;
                     true
                 }
                 end => {
@@ -513,6 +531,7 @@ impl<H: Handler> Redrive<H> {
             let mut connection = connection.map_err(|error| RedriveError::Connection(error.into()))?;
             let begin = Lane::Live.begin(&self.config);
             AnsiTransactionManager::begin_transaction_sql(&mut *connection, &begin).await?;
+            handler::speak_english(&mut connection).await?;
             let Row { generation } = diesel::sql_query(
                 "SELECT coalesce((SELECT live FROM consumer_generations WHERE consumer = $1), 1) AS generation",
             )
@@ -552,18 +571,24 @@ impl<H: Handler> Step<'_, H> {
         };
         let id = turn.id;
         let more = waiting.len() > 1;
-        let failed = |error: String| {
-            let end = End::Failed { error };
+        let failed = |kind, error: String| {
+            let end = End::Failed { kind, error };
             Ok(Some((Outcome { id, end }, None)))
         };
+        let refused = |refusal: &Refusal| failed(refusal.kind(), handler::chain(refusal));
         let raw = self.raw(id).await?.raw();
-        let decoded = raw.decode(config.max_record_bytes);
+        let decoded = raw.decode(config.max_record_bytes, start);
         let (content, refusal) = Content::read(decoded, &self.redrive.handler, config.max_ahead);
         let Some(envelope) = content.record().map(|record| &record.envelope) else {
-            return failed(refusal.map_or_else(String::new, |refusal| handler::chain(&refusal)));
+            return refusal.as_ref().map_or(Ok(None), refused);
         };
-        let (version, event_id) = (envelope.version, envelope.event_id);
-        if version <= mark.version {
+        let (event_id, is_counted) = (envelope.event_id, envelope.version != 0);
+        let (version, is_repeat) = if is_counted {
+            (envelope.version, envelope.version <= mark.version)
+        } else {
+            (mark.version + 1, self.is_seen(entity, event_id).await?)
+        };
+        if is_repeat {
             self.settle(id, "repeated").await?;
             self.move_mark(entity, &mark, more).await?;
             let end = End::Repeated;
@@ -571,15 +596,15 @@ impl<H: Handler> Step<'_, H> {
         }
         let expected = mark.version + 1;
         if version > expected && !(start == Start::Baseline && mark.version == 0) {
-            return failed(format!(
-                "version {version} of the entity is there, and {expected} is missing"
-            ));
+            let error = format!("version {version} of the entity is there, and {expected} is missing");
+            return failed("gap", error);
         }
-        if let Some(refusal) = refusal {
-            return failed(handler::chain(&refusal));
+        if let Some(refusal) = &refusal {
+            return refused(refusal);
         }
         let Some(incoming) = content.incoming() else {
-            return failed("it was not read".to_owned());
+            // What is not refused was read.
+            return Ok(None);
         };
         let to = MarkRow {
             version,
@@ -587,6 +612,9 @@ impl<H: Handler> Step<'_, H> {
         };
         self.move_mark(entity, &to, more).await?;
         self.settle(id, "replayed").await?;
+        if !is_counted {
+            self.note_seen(&entity.0, event_id).await?;
+        }
         let batch = [incoming];
         let applied = self.redrive.handler.apply(&mut self.connection, &batch);
         let applied = timeout(config.transaction_timeout, applied)
@@ -595,14 +623,29 @@ impl<H: Handler> Step<'_, H> {
         let effect = match applied {
             Ok(effect) => effect,
             Err(HandlerError::Database(error)) if handler::is_permanent(&error) => {
-                return failed(handler::chain(&error));
+                return refused(&Refusal::Handler(error.into()));
             }
             Err(HandlerError::Database(error)) => return Err(error.into()),
             Err(HandlerError::Transient(error)) => return Err(RedriveError::Waiting(error)),
-            Err(HandlerError::Permanent { source, .. }) => return failed(handler::chain(source.as_ref())),
+            Err(HandlerError::Permanent { source, .. }) => return refused(&Refusal::Handler(source)),
         };
         let end = End::Replayed;
         Ok(Some((Outcome { id, end }, Some((content, effect)))))
+    }
+
+    /// Of an event whose source does not count.
+    async fn is_seen(&mut self, (topic, entity): &Entity, event_id: Uuid) -> QueryResult<bool> {
+        let (consumer, generation) = (&self.redrive.config.group, self.generation);
+        let event = (topic.as_str(), entity.as_str(), event_id);
+        let seen = inbox::look_up(&mut self.connection, consumer, generation, &[event]).await?;
+        Ok(seen.into_values().any(|known| known == Known::Seen))
+    }
+
+    async fn note_seen(&mut self, topic: &str, event_id: Uuid) -> QueryResult<()> {
+        let (consumer, generation) = (&self.redrive.config.group, self.generation);
+        // Whether it was noted before: what it stands for is decided under the lock of the mark.
+        inbox::insert(&mut self.connection, consumer, generation, &[(topic, event_id)]).await?;
+        Ok(())
     }
 
     /// Locks the entity's mark: workers that have records of it wait from here on.
@@ -669,15 +712,41 @@ impl<H: Handler> Step<'_, H> {
         Ok(())
     }
 
-    async fn failed(&mut self, id: i64, error: &str) -> QueryResult<()> {
-        diesel::sql_query(
-            "UPDATE parked_records SET attempts = attempts + 1, error = $2 WHERE id = $1 AND state = 'parked'",
+    /// Notes one attempt more, with a dead letter that says so: decision 38.
+    async fn failed(&mut self, id: i64, kind: &'static str, error: &str) -> QueryResult<()> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = Integer)]
+            attempts: i32,
+        }
+        let noted: Option<Row> = diesel::sql_query(
+            "UPDATE parked_records SET attempts = attempts + 1, error_kind = $2, error = $3 WHERE id = $1 AND state = 'parked' \
+             RETURNING attempts",
         )
         .bind::<BigInt, _>(id)
+        .bind::<Text, _>(kind)
         .bind::<Text, _>(parked::clean(error))
-        .execute(&mut self.connection)
-        .await?;
-        Ok(())
+        .get_result(&mut self.connection)
+        .await
+        .optional()?;
+        // Somebody else settled it meanwhile.
+        let Some(Row { attempts }) = noted else {
+            return Ok(());
+        };
+        let config = &self.redrive.config;
+        let raw = self.raw(id).await?.raw();
+        let start = config.start(&raw.topic);
+        let decoded = raw.decode(config.max_record_bytes, start);
+        let body = match &decoded {
+            Decoded::Record(record) => Body::Record(record),
+            Decoded::Not(raw, _) => Body::Raw(raw),
+        };
+        let letter = NewParked {
+            body,
+            error_kind: kind,
+            error: error.to_owned(),
+        };
+        parked::write_dead_letters(&mut self.connection, &config.group, &[&letter], attempts).await
     }
 
     async fn audit(

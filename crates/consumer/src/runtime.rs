@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use diesel::QueryResult;
 use diesel_async::AsyncPgConnection;
 use diesel_async::pooled_connection::deadpool::Pool;
 use futures::FutureExt as _;
@@ -13,12 +14,13 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::config::Config;
+use crate::config::{Config, Start};
 use crate::handler::Handler;
+use crate::inbox;
 use crate::intake::{Intake, Limits, PartitionId};
 use crate::kafka::{self, Callbacks, Change};
 use crate::lane::Lane;
@@ -32,6 +34,11 @@ use crate::worker::{self, Finished, Shared};
 const READ_AT_ONCE: usize = 512;
 /// How often what is parked is counted.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
+/// How often is looked for what is old enough to go, and how long after some the next goes.
+const REMOVE_EVERY: Duration = Duration::from_secs(600);
+const REMOVE_NEXT: Duration = Duration::from_secs(1);
+/// How often partitions are looked at that end in something that is never delivered.
+const PASS_EVERY: Duration = Duration::from_millis(100);
 /// How long after an outage a client may find out that it fenced itself: brokers elect, load groups, and let members join.
 const AFTER_OUTAGE: Duration = Duration::from_secs(60);
 
@@ -89,7 +96,8 @@ impl<H: Handler> Consumer<H> {
         handler: H,
         registry: &Registry,
     ) -> Result<Self, BuildError> {
-        Self::on(Lane::Live, config, pool, handler, registry)
+        let metrics = Metrics::register(&config.group, registry)?;
+        Self::on(Lane::Live, config, pool, handler, metrics, Status::default())
     }
 
     pub(crate) fn on(
@@ -97,15 +105,14 @@ impl<H: Handler> Consumer<H> {
         config: Config,
         pool: Pool<AsyncPgConnection>,
         handler: H,
-        registry: &Registry,
+        metrics: Metrics,
+        status: Status,
     ) -> Result<Self, BuildError> {
         let problems = config.problems();
         if !problems.is_empty() {
             return Err(BuildError::Config(problems));
         }
-        let metrics = Metrics::register(&config.group, registry)?;
         let (client, changes) = kafka::connect(&config, &lane, &metrics).map_err(BuildError::Client)?;
-        let status = Status::default();
         let stop = CancellationToken::new();
         Ok(Self {
             shared: Arc::new(Shared {
@@ -139,6 +146,7 @@ impl<H: Handler> Consumer<H> {
             changes,
         } = self;
         let _gauges = AbortOnDropHandle::new(tokio::spawn(count_parked(Arc::clone(&shared))));
+        let _retention = AbortOnDropHandle::new(tokio::spawn(remove_old(Arc::clone(&shared))));
         let mut running = Running::start(shared, client, changes);
         let mut result = running.subscribe();
         while result.is_ok() && !shutdown.is_cancelled() {
@@ -171,6 +179,30 @@ async fn count_parked<H: Handler>(shared: Arc<Shared<H>>) {
     }
 }
 
+/// Removes what is kept for a time, for ever. What another instance removes at the same time is passed over.
+async fn remove_old<H: Handler>(shared: Arc<Shared<H>>) {
+    let config = &shared.config;
+    loop {
+        let remove = async {
+            let mut connection = shared.pool.get().await.ok()?;
+            let group = &config.group;
+            let records = parked::remove_settled(&mut connection, group, config.keep_settled).await;
+            let ids = inbox::remove_old(&mut connection, group, config.keep_seen).await;
+            for error in [&records, &ids]
+                .into_iter()
+                .filter_map(|removed| removed.as_ref().err())
+            {
+                tracing::debug!(error.message = %error, "what is old was not removed this time");
+            }
+            let left = |removed: QueryResult<usize>, at_once| removed.is_ok_and(|removed| removed == at_once);
+            Some(left(records, parked::REMOVE_AT_ONCE) || left(ids, inbox::REMOVE_AT_ONCE))
+        };
+        let removed = timeout(config.transaction_timeout, remove).await;
+        let is_more = matches!(removed, Ok(Some(true)));
+        sleep(if is_more { REMOVE_NEXT } else { REMOVE_EVERY }).await;
+    }
+}
+
 /// A consumer that has workers.
 struct Running<H: Handler> {
     shared: Arc<Shared<H>>,
@@ -180,6 +212,7 @@ struct Running<H: Handler> {
     work: Vec<mpsc::Sender<Vec<crate::intake::Item>>>,
     finished: mpsc::Receiver<Finished>,
     workers: JoinSet<()>,
+    pass: Interval,
 }
 
 /// What is known about the partitions; apart from the client, so that a message borrowed from that can be noted here.
@@ -187,6 +220,7 @@ struct Books {
     intake: Intake,
     topics: Vec<Arc<str>>,
     names: Vec<String>,
+    starts: Vec<Start>,
     max_record_bytes: usize,
 }
 
@@ -217,8 +251,11 @@ impl<H: Handler> Running<H> {
             }),
             topics: names.iter().map(|name| name.as_str().into()).collect(),
             names,
+            starts: config.topics.iter().map(|topic| topic.start).collect(),
             max_record_bytes: config.max_record_bytes,
         };
+        let mut pass = interval(PASS_EVERY);
+        pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             shared,
             client,
@@ -227,6 +264,7 @@ impl<H: Handler> Running<H> {
             work,
             finished,
             workers,
+            pass,
         }
     }
 
@@ -267,6 +305,7 @@ impl<H: Handler> Running<H> {
                 changes,
                 finished,
                 workers,
+                pass,
                 ..
             } = self;
             // Changes of the assignment come before messages, since a message may be the first of a new assignment.
@@ -279,6 +318,7 @@ impl<H: Handler> Running<H> {
                 }
                 Some(batch) = finished.recv() => Happened::Finished(batch),
                 () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => Happened::Due,
+                _ = pass.tick() => Happened::Pass,
                 message = client.recv() => Happened::Read(books.read(shared, client, changes, message)),
             };
             match happened {
@@ -290,6 +330,7 @@ impl<H: Handler> Running<H> {
                     }
                 }
                 Happened::Due => {}
+                Happened::Pass => self.pass(),
                 Happened::Read(error) => self.after_read(error)?,
             }
             self.hand_out()?;
@@ -313,6 +354,18 @@ impl<H: Handler> Running<H> {
     fn finish(&mut self, batch: Finished) {
         let advanced = self.books.intake.settle(batch.worker, &batch.items);
         self.store(&advanced);
+    }
+
+    /// Partitions that end in transaction markers, or in records of aborted transactions, are done to their end.
+    fn pass(&mut self) {
+        match kafka::positions(&self.books.names, &self.client) {
+            Ok(positions) => {
+                let passed = self.books.intake.pass(positions);
+                self.store(&passed);
+            }
+            // It is asked again.
+            Err(error) => tracing::debug!(error.message = %error, "the client does not know its positions"),
+        }
     }
 
     /// Offsets to be committed in the background.
@@ -424,6 +477,7 @@ enum Happened {
     Change(Change),
     Finished(Finished),
     Due,
+    Pass,
     Read(Option<KafkaError>),
 }
 
@@ -464,7 +518,12 @@ impl Books {
             topic,
             partition: message.partition(),
         };
-        let content = record::decode(&self.topics[topic], message, self.max_record_bytes);
+        let content = record::decode(
+            &self.topics[topic],
+            message,
+            self.max_record_bytes,
+            self.starts[topic],
+        );
         self.intake
             .admit(id, message.offset(), record::size(message), content, now)
             && self.intake.is_full(id)

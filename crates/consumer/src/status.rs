@@ -30,6 +30,11 @@ impl Status {
         self.lock().positions.clone()
     }
 
+    /// Before another generation is begun.
+    pub(crate) fn forget_positions(&self) {
+        self.lock().positions.clear();
+    }
+
     pub(crate) fn reached(&self, topic: &str, partition: i32, next: i64) {
         self.lock().positions.insert((topic.to_owned(), partition), next);
     }

@@ -45,6 +45,17 @@ impl OffsetTracker {
         next
     }
 
+    /// Takes note that the client has come to `position`, with nothing but what was read before it: transaction markers and records of
+    /// aborted transactions are never delivered. Returns it when everything that was read is done, and it is further.
+    pub(crate) fn pass(&mut self, position: i64) -> Option<i64> {
+        let is_further = self.last.is_none_or(|last| position > last + 1);
+        if !self.open.is_empty() || !is_further {
+            return None;
+        }
+        self.last = Some(position - 1);
+        Some(position)
+    }
+
     /// How many offsets are held back: those under way, and those done behind one under way.
     pub(crate) fn len(&self) -> usize {
         self.open.len()
@@ -79,6 +90,24 @@ mod tests {
         assert!(tracker.admit(3));
         assert!(!tracker.admit(3));
         assert!(!tracker.admit(2));
+    }
+
+    #[test]
+    fn what_is_never_delivered_is_passed_when_nothing_before_it_is_open() {
+        let mut tracker = OffsetTracker::default();
+        assert_eq!(
+            tracker.pass(2),
+            Some(2),
+            "records of an aborted transaction alone"
+        );
+        assert!(tracker.admit(5));
+        assert_eq!(tracker.pass(7), None, "5 is under way");
+        tracker.complete(5);
+        assert_eq!(tracker.advance(), Some(6));
+        assert_eq!(tracker.pass(6), None, "nothing but records");
+        assert_eq!(tracker.pass(7), Some(7), "the marker behind them");
+        assert_eq!(tracker.pass(7), None, "nothing moved since");
+        assert!(tracker.admit(7));
     }
 
     #[test]

@@ -16,9 +16,11 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
+use uuid::Uuid;
 
 use crate::config::{Config, Start};
 use crate::handler::{self, BoxError, Handler, HandlerError, Incoming};
+use crate::inbox;
 use crate::intake::{Claim, End, Item, Settled};
 use crate::lane::Lane;
 use crate::marks::{self, Candidate, Plan, Why};
@@ -354,6 +356,9 @@ impl<'a, H: Handler> Batch<'a, H> {
         AnsiTransactionManager::begin_transaction_sql(connection, &begin)
             .await
             .map_err(Failure::Database)?;
+        if self.failures > 0 {
+            self.speak_english(connection).await.map_err(Failure::Database)?;
+        }
         let applied = match self.apply(connection, entries).await {
             Ok(applied) => applied,
             Err(failure) => {
@@ -366,6 +371,18 @@ impl<'a, H: Handler> Batch<'a, H> {
             .await
             .map_err(Failure::Database)?;
         self.committed(applied, entries, begun.elapsed());
+        Ok(())
+    }
+
+    /// What failed may have been refused in another language than the one that is understood.
+    async fn speak_english(&self, connection: &mut AsyncPgConnection) -> Result<(), DieselError> {
+        if !handler::speak_english(connection).await? && self.failures == 1 {
+            tracing::warn!(
+                consumer.worker = self.worker,
+                "the database's messages may not be English, and this role may not set lc_messages: should a value not fit, its record \
+                 is waited for instead of parked"
+            );
+        }
         Ok(())
     }
 
@@ -412,6 +429,8 @@ impl<'a, H: Handler> Batch<'a, H> {
                 return Err(Failure::Conflict);
             }
         }
+        self.note_seen(connection, entries, &plan, read.generation)
+            .await?;
         let effect = self.effect(connection, entries, &plan).await?;
         let parked = self.park(connection, entries, &plan, read.generation).await?;
         if effect.is_some() {
@@ -423,6 +442,29 @@ impl<'a, H: Handler> Batch<'a, H> {
                 .map_err(Failure::Database)?;
         }
         Ok(Applied { plan, effect, parked })
+    }
+
+    /// Notes the ids of events that marks do not tell from others.
+    async fn note_seen(
+        &self,
+        connection: &mut AsyncPgConnection,
+        entries: &[&Entry<H::Event>],
+        plan: &Plan<'_>,
+        generation: i32,
+    ) -> Result<(), Failure> {
+        let counted = plan.fresh.iter().chain(&plan.discarded);
+        let seen: Vec<(&str, Uuid)> = counted
+            .filter_map(|position| entries[*position].content.record())
+            .filter(|record| record.envelope.version == 0)
+            .map(|record| (record.topic.as_ref(), record.envelope.event_id))
+            .collect();
+        if seen.is_empty() {
+            return Ok(());
+        }
+        let noted = inbox::insert(connection, &self.shared.config.group, generation, &seen)
+            .await
+            .map_err(permanent_or_not)?;
+        if noted { Ok(()) } else { Err(Failure::Conflict) }
     }
 
     /// That of the records that are fresh, if any is.
@@ -483,7 +525,7 @@ impl<'a, H: Handler> Batch<'a, H> {
             .map_err(permanent_or_not)?;
         if !lane.is_rebuild() {
             let letters: Vec<&NewParked<'_>> = inserted.iter().map(|position| &new[*position]).collect();
-            parked::write_dead_letters(connection, &config.group, &letters)
+            parked::write_dead_letters(connection, &config.group, &letters, 1)
                 .await
                 .map_err(permanent_or_not)?;
         }

@@ -61,7 +61,7 @@ pub struct Envelope<S = String> {
     pub source: S,
     pub entity_type: S,
     pub entity_id: S,
-    /// From 1.
+    /// From 1; 0: its source does not count, which only [`Envelope::read_uncounted`] accepts.
     pub version: i64,
     /// Major version of the payload's schema, from 1.
     pub schema_version: i32,
@@ -119,7 +119,9 @@ impl<S: AsRef<str>> Envelope<S> {
             put(CE_DATASCHEMA, schema.as_ref().as_bytes());
         }
         put(CONTENT_TYPE, self.content_type.as_ref().as_bytes());
-        put(AGGREGATE_VERSION, self.version.to_string().as_bytes());
+        if self.version != 0 {
+            put(AGGREGATE_VERSION, self.version.to_string().as_bytes());
+        }
         put(SCHEMA_VERSION, self.schema_version.to_string().as_bytes());
         if let Some(id) = &self.correlation_id {
             put(
@@ -158,6 +160,20 @@ impl Envelope {
     /// # Errors
     /// [`EnvelopeError`] names the first header that is missing, repeated or malformed. Values are not echoed.
     pub fn read<'a>(
+        headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
+    ) -> Result<Self, EnvelopeError> {
+        let envelope = Self::read_uncounted(headers)?;
+        if envelope.version == 0 {
+            return Err(EnvelopeError::Missing(header::AGGREGATE_VERSION));
+        }
+        Ok(envelope)
+    }
+
+    /// The same of a source that need not count the versions of its entities: the version is 0 where there is none.
+    ///
+    /// # Errors
+    /// As of [`Envelope::read`].
+    pub fn read_uncounted<'a>(
         headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
     ) -> Result<Self, EnvelopeError> {
         use header::*;
@@ -212,8 +228,8 @@ impl Envelope {
                 name: CE_SUBJECT,
                 expected: "<entity type>/<entity id>",
             })?;
-        let version: i64 = found.required_as(AGGREGATE_VERSION, "a positive integer")?;
-        if version < 1 {
+        let version: Option<i64> = found.optional_as(AGGREGATE_VERSION, "a positive integer")?;
+        if version.is_some_and(|version| version < 1) {
             return Err(EnvelopeError::Malformed {
                 name: AGGREGATE_VERSION,
                 expected: "a positive integer",
@@ -234,7 +250,7 @@ impl Envelope {
             source: found.required(CE_SOURCE)?.to_owned(),
             entity_type: entity_type.to_owned(),
             entity_id: entity_id.to_owned(),
-            version,
+            version: version.unwrap_or(0),
             schema_version,
             occurred_at: DateTime::parse_from_rfc3339(found.required(CE_TIME)?)
                 .map_err(|_| EnvelopeError::Malformed {
@@ -361,6 +377,20 @@ mod tests {
                 .collect();
             assert_eq!(read(&headers), Err(EnvelopeError::Missing(name)));
         }
+    }
+
+    #[test]
+    fn a_source_that_does_not_count_is_read_where_it_is_expected() {
+        let uncounted = Envelope {
+            version: 0,
+            ..sample()
+        };
+        let headers = written(&uncounted);
+        assert!(headers.iter().all(|(name, _)| name != header::AGGREGATE_VERSION));
+        let borrowed = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), Some(value.as_slice())));
+        assert_eq!(Envelope::read_uncounted(borrowed), Ok(uncounted));
     }
 
     #[test]

@@ -59,6 +59,14 @@ impl Launch {
         self
     }
 
+    pub fn env<S: Into<OsString>>(mut self, variables: impl IntoIterator<Item = (&'static str, S)>) -> Self {
+        let variables = variables
+            .into_iter()
+            .map(|(name, value)| (name.into(), value.into()));
+        self.env.extend(variables);
+        self
+    }
+
     pub fn user(mut self, user: Option<&str>) -> Self {
         self.user = user.map(str::to_owned);
         self

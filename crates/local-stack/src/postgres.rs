@@ -36,6 +36,7 @@ pub struct Builder {
     port: Option<u16>,
     fsync: bool,
     tls: Tls,
+    language: Option<String>,
     settings: Vec<(String, String)>,
 }
 
@@ -86,6 +87,13 @@ impl Builder {
         self
     }
 
+    /// Messages in this language (`de`), where PostgreSQL's translations are installed.
+    pub fn language(mut self, language: &str) -> Self {
+        self.language = Some(language.to_owned());
+        // gettext looks at LANGUAGE in every locale but C.
+        self.setting("lc_messages", "C.UTF-8")
+    }
+
     /// Any setting of postgresql.conf.
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
@@ -132,6 +140,7 @@ impl Builder {
                 admin,
                 ca_file: ca_file.clone(),
                 port,
+                language: self.language.clone(),
                 child: None,
             };
             let offset = child::length(&log);
@@ -213,6 +222,7 @@ pub struct Postgres {
     admin: &'static str,
     ca_file: Option<PathBuf>,
     port: u16,
+    language: Option<String>,
     child: Option<Child>,
 }
 
@@ -226,6 +236,7 @@ impl Postgres {
             port: None,
             fsync: true,
             tls: Tls::Off,
+            language: None,
             settings: Vec::new(),
         }
     }
@@ -303,6 +314,7 @@ impl Postgres {
             .args(args)
             .user(self.user.as_deref())
             .folder(&self.data)
+            .env(self.language.iter().map(|language| ("LANGUAGE", language)))
             .spawn()?;
         let url = self.admin_url("postgres");
         let waited = wait::until("PostgreSQL answers", START_LIMIT, || {
@@ -399,6 +411,7 @@ impl Postgres {
                 admin: self.admin,
                 ca_file: self.ca_file.clone(),
                 port: ports::free_ports(1)?[0],
+                language: self.language.clone(),
                 child: None,
             };
             let offset = child::length(&log);

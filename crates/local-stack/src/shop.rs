@@ -576,6 +576,21 @@ mod tests {
     }
 
     #[test]
+    fn consumers_read_what_the_relay_is_told_of_dead_letters() {
+        let readme = include_str!("../../consumer/README.md");
+        let block = readme
+            .split("```toml\n")
+            .nth(1)
+            .and_then(|rest| rest.split("```").next());
+        let lines = |text: &str| -> Vec<String> {
+            let lines = text.lines().filter(|line| !line.is_empty());
+            lines.map(str::to_owned).collect()
+        };
+        let config = dead_letters_config("orders_dead_letters", "postgres://relay@db/orders");
+        assert_eq!(lines(block.expect("a block of TOML")), lines(&config));
+    }
+
+    #[test]
     fn the_table_is_consistent() {
         let ports = ports();
         let distinct: BTreeSet<u16> = ports.iter().copied().collect();

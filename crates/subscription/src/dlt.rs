@@ -203,7 +203,7 @@ fn told(outcomes: &[Outcome], json: bool) -> Result<(String, usize), BoxError> {
             End::Replayed => writeln!(text, "{id} replayed")?,
             End::Repeated => writeln!(text, "{id} was there before")?,
             End::Discarded => writeln!(text, "{id} discarded")?,
-            End::Failed { error } => writeln!(text, "{id} failed: {error}")?,
+            End::Failed { error, .. } => writeln!(text, "{id} failed: {error}")?,
         }
     }
     if outcomes.is_empty() {

@@ -19,6 +19,7 @@ pub use rebuild::Rebuild;
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// How often readiness is looked at.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -75,6 +76,7 @@ pub fn read(
         100 * MS..=10 * MINUTE,
     );
     let drain_timeout = reader.duration("consumer.drain_timeout", defaults.drain_timeout, MS..=10 * MINUTE);
+    let keep_settled = reader.duration("consumer.keep_settled", defaults.keep_settled, DAY..=3650 * DAY);
     let kafka = kafka?;
     let config = Config {
         brokers: kafka.brokers,
@@ -95,6 +97,7 @@ pub fn read(
         transaction_timeout: transaction_timeout?,
         idle_transaction_timeout: idle_transaction_timeout?,
         drain_timeout: drain_timeout?,
+        keep_settled: keep_settled?,
         properties: kafka.properties,
         ..defaults
     };

@@ -1,12 +1,16 @@
 //! The command that builds a projection anew beside the live one: `rebuild`.
 
+use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use consumer::{Config, Handler, Progress, Rebuilt};
+use service::admin::{AdminServer, Readiness};
 use service::config::Database;
 use service::db::Db;
 use service::shutdown::BoxError;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Build the read model anew from the beginning of the topics, while the old one serves, and swap. Started again after a crash, it
 /// goes on.
@@ -15,6 +19,9 @@ pub struct Rebuild {
     /// Give up the one that was begun.
     #[arg(long)]
     abandon: bool,
+    /// Serve /metrics, /livez and /readyz at this address while it runs: the live process has its own.
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
     /// Print one JSON document at the end.
     #[arg(long)]
     json: bool,
@@ -30,7 +37,7 @@ impl Rebuild {
         self,
         config: Config,
         database: &Database,
-        process: &str,
+        (process, version): (&'static str, &'static str),
         migrations: fn() -> consumer::Migrations,
         handler: H,
         shutdown: CancellationToken,
@@ -48,11 +55,19 @@ impl Rebuild {
             ..database.clone()
         };
         let db = Db::new(&database, &format!("{process} rebuild"))?;
-        let rebuild = consumer::Rebuild::new(config, db.pool().clone(), migrations, handler);
+        let registry = service::metrics::registry(process, version)?;
+        let rebuild = consumer::Rebuild::new(config, db.pool().clone(), migrations, handler, &registry)?;
         if self.abandon {
             let generation = rebuild.abandon().await?;
             tracing::info!(consumer.generation = generation, "the rebuild was given up");
             return Ok(());
+        }
+        let served = match self.admin {
+            None => None,
+            Some(address) => Some(Served::start(address, registry, rebuild.status()).await?),
+        };
+        if let Some(Served { address, .. }) = &served {
+            tracing::info!(admin = %address, "metrics and probes are served");
         }
         let Rebuilt {
             generation,
@@ -80,6 +95,36 @@ impl Rebuild {
     }
 }
 
+/// Metrics and probes, for as long as it lives.
+struct Served {
+    address: SocketAddr,
+    _serving: AbortOnDropHandle<()>,
+    _watching: AbortOnDropHandle<Result<(), Infallible>>,
+}
+
+impl Served {
+    async fn start(
+        address: SocketAddr,
+        registry: prometheus::Registry,
+        status: consumer::Status,
+    ) -> Result<Self, BoxError> {
+        let readiness = Readiness::default();
+        let check = readiness.check("rebuild");
+        let server = AdminServer::bind(address, registry, readiness).await?;
+        let address = server.local_addr();
+        let serving = async {
+            if let Err(error) = server.serve().await {
+                tracing::error!(error.message = %error, "metrics and probes are served no longer");
+            }
+        };
+        Ok(Self {
+            address,
+            _serving: AbortOnDropHandle::new(tokio::spawn(serving)),
+            _watching: AbortOnDropHandle::new(tokio::spawn(crate::watch(status, check))),
+        })
+    }
+}
+
 fn tell(progress: Progress) {
     let Progress {
         generation,
@@ -97,4 +142,33 @@ fn tell(progress: Progress) {
         seconds_left = eta,
         "rebuilding"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use local_stack::process::http_get;
+    use local_stack::wait;
+    use prometheus::{IntGauge, Registry};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn metrics_and_probes_are_served_as_long_as_it_lives() {
+        let registry = Registry::new();
+        let gauge = IntGauge::new("done", "What is done.").expect("a gauge");
+        gauge.set(7);
+        registry.register(Box::new(gauge)).expect("registered");
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let served = Served::start(any, registry, consumer::Status::default()).await;
+        let served = served.expect("served");
+        let (code, metrics) = http_get(served.address, "/metrics").await.expect("answered");
+        assert!(code == 200 && metrics.contains("done 7"), "{code} {metrics}");
+        let ready = async || Ok((http_get(served.address, "/readyz").await?.0 == 200).then_some(()));
+        let limit = Duration::from_secs(10);
+        wait::until("it to be ready", limit, ready).await.expect("ready");
+        let address = served.address;
+        drop(served);
+        let gone = async || Ok(http_get(address, "/livez").await.is_err().then_some(()));
+        wait::until("it to be gone", limit, gone).await.expect("gone");
+    }
 }

@@ -244,4 +244,3 @@ BEGIN
 END
 $$;
 REVOKE ALL ON FUNCTION public.dead_letters_remove(bigint, bigint) FROM PUBLIC;
-

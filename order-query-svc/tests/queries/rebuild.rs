@@ -30,7 +30,14 @@ fn rebuild(stage: &Stage) -> Rebuild<Projection> {
     let mut config = stage.config("").projection;
     // Small, so that it can be interrupted.
     config.batch_records = 50;
-    Rebuild::new(config, pool(stage), || store::MIGRATIONS, projection())
+    Rebuild::new(
+        config,
+        pool(stage),
+        || store::MIGRATIONS,
+        projection(),
+        &prometheus::Registry::new(),
+    )
+    .unwrap()
 }
 
 fn redrive(stage: &Stage) -> Redrive<Projection> {

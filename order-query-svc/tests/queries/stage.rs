@@ -54,7 +54,7 @@ impl Stage {
 
     pub(crate) async fn on(postgres_url: &str) -> Self {
         let database =
-            Database::create_on(postgres_url, "order-query-2026-02-02-000002 parking", migrate).await;
+            Database::create_on(postgres_url, "order-query-2026-02-02-000002 inbox", migrate).await;
         let brokers = testing::kafka_brokers();
         let topic = async |prefix| Topic::create(&brokers, prefix, PARTITIONS).await.unwrap();
         Self {

@@ -27,7 +27,7 @@ pub(crate) struct Running {
 
 /// A migrated database; the template is named after the newest migration.
 pub(crate) async fn database() -> Database {
-    Database::create("order-svc 2026-02-01-000002 parking", migrate).await
+    Database::create("order-svc 2026-02-01-000002 inbox", migrate).await
 }
 
 pub(crate) async fn migrate(url: String) -> Result<(), service::shutdown::BoxError> {

@@ -287,7 +287,7 @@ impl Stage {
 }
 
 pub(crate) async fn database() -> Database {
-    Database::create("payment-svc 2026-02-03-000001 parking", migrate).await
+    Database::create("payment-svc 2026-02-03-000001 inbox", migrate).await
 }
 
 async fn migrate(url: String) -> Result<(), BoxError> {

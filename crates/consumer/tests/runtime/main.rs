@@ -2,8 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod faults;
+mod inbox;
 mod order;
 mod parking;
+mod rebuild;
 mod redrive;
+mod retention;
+mod scale;
 mod stage;
 mod two;

@@ -1,11 +1,14 @@
 //! What an operator does about parked records.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use consumer::{End, Outcome, RedriveError, Run, Which};
+use local_stack::wait;
 use rdkafka::message::OwnedHeaders;
+use tokio::sync::Semaphore;
 
-use crate::stage::{Stage, event, headers, nothing, refusing};
+use crate::stage::{Act, LIMIT, Stage, event, headers, nothing, refusing};
 
 const BY: &str = "operator";
 
@@ -72,7 +75,7 @@ async fn a_replay_that_fails_again_leaves_all_in_place_and_says_so() {
     for run in [Run::Dry, Run::Real] {
         let outcomes = redrive.replay(&Which::All, run, BY).await.unwrap();
         assert!(
-            matches!(&ends(&outcomes)[..], [End::Failed { error }] if error.contains("not this one")),
+            matches!(&ends(&outcomes)[..], [End::Failed { error, .. }] if error.contains("not this one")),
             "{outcomes:?}"
         );
     }
@@ -83,6 +86,16 @@ async fn a_replay_that_fails_again_leaves_all_in_place_and_says_so() {
     let audit = redrive.show(listed[0].id).await.unwrap().audit;
     assert_eq!(audit.len(), 1, "a dry run leaves no trace");
     assert!(audit[0].outcome.contains("not this one"));
+    // The topic hears of it too, of the dry run it does not.
+    let letters = "SELECT format('%s %s %s', dlt_attempt, dlt_original_id, dlt_error_kind) FROM dead_letters \
+                   WHERE aggregate_version = 1 AND aggregate_id = 'bad' ORDER BY id";
+    let client = stage.database.connect().await.unwrap();
+    let rows = client.query(letters, &[]).await.unwrap();
+    let letters: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let id = listed[0].event_id.unwrap();
+    assert_eq!(letters, [format!("1 {id} refused"), format!("2 {id} refused")]);
+    let other = "SELECT count(DISTINCT (event_id, failed_at)) FROM dead_letters WHERE dlt_original_id = $1";
+    assert_eq!(client.query_one(other, &[&id]).await.unwrap().get::<_, i64>(0), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +151,7 @@ async fn a_gap_is_closed_by_the_one_that_was_missing_or_given_up() {
     let outcomes = redrive.replay(&Which::All, Run::Real, BY).await.unwrap();
     assert_eq!(stage.versions("late").await, [1, 2, 3, 4]);
     assert!(
-        matches!(&ends(&outcomes)[3..], [End::Failed { error }] if error.contains("2 is missing")),
+        matches!(&ends(&outcomes)[3..], [End::Failed { error, .. }] if error.contains("2 is missing")),
         "{outcomes:?}"
     );
     let first = redrive.list(false, 100).await.unwrap()[0].id;
@@ -183,6 +196,45 @@ async fn what_cannot_be_read_can_only_be_discarded() {
     stage.all_committed(5).await;
     assert_eq!(stage.versions("bare").await, [1, 2, 3]);
     instance.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_operators_at_the_same_time_replay_each_record_once() {
+    let stage = Arc::new(parked_at_one().await);
+    let (entered, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let act: Act = {
+        let (entered, gate) = (Arc::clone(&entered), Arc::clone(&gate));
+        Arc::new(move |_| {
+            entered.fetch_add(1, Ordering::SeqCst);
+            let gate = Arc::clone(&gate);
+            Box::pin(async move {
+                let _ = gate.acquire().await;
+                Ok(())
+            })
+        })
+    };
+    let replay = || {
+        let redrive = stage.redrive(Arc::clone(&act));
+        tokio::spawn(async move { redrive.replay(&Which::All, Run::Real, BY).await })
+    };
+    let first = replay();
+    wait::until("the first to be at it", LIMIT, || async {
+        Ok((entered.load(Ordering::SeqCst) == 1).then_some(()))
+    })
+    .await
+    .unwrap();
+    let second = replay();
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    wait::until("the second to wait for it", LIMIT, || async {
+        Ok((stage.number(waiting).await > 0).then_some(()))
+    })
+    .await
+    .unwrap();
+    gate.add_permits(100);
+    for replayed in [first, second] {
+        replayed.await.unwrap().unwrap();
+    }
+    assert_eq!(stage.versions("bad").await, [1, 2, 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use consumer::{
-    BoxError, Config, Consumer, Handler, HandlerError, Incoming, Record, Redrive, RunError, Status, Topic,
+    BoxError, Config, Consumer, Handler, HandlerError, Incoming, Rebuild, Record, Redrive, RunError, Status,
+    Topic,
 };
 use diesel::sql_types::{Array, BigInt, Text};
 use diesel_async::pooled_connection::AsyncDieselConnectionManager;
@@ -21,12 +22,17 @@ use local_stack::testing::{self, Database, events};
 use local_stack::wait;
 use prometheus::Registry;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::message::OwnedHeaders;
+use rdkafka::message::{Headers as _, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// The table `effects`.
+const EFFECTS: consumer::Migrations = diesel_migrations::embed_migrations!("tests/migrations");
 
 /// What happens inside a handler's transaction, after the effects were written.
 pub(crate) type Act = Arc<
@@ -64,7 +70,7 @@ impl Handler for Recorder {
     ) -> Result<(), HandlerError> {
         let (entities, versions): (Vec<&str>, Vec<i64>) = batch
             .iter()
-            .map(|Incoming { record, .. }| (record.envelope.entity_id.as_str(), record.envelope.version))
+            .map(|Incoming { record, .. }| (record.envelope.entity_id.as_str(), number(record)))
             .unzip();
         diesel::sql_query(
             "INSERT INTO effects (entity, version, instance) \
@@ -80,6 +86,14 @@ impl Handler for Recorder {
     }
 }
 
+/// The version of an event, or what its payload says where there is none.
+fn number(record: &Record) -> i64 {
+    match record.envelope.version {
+        0 => String::from_utf8_lossy(&record.payload).parse().unwrap(),
+        version => version,
+    }
+}
+
 /// Refuses this entity's records for good, by their position.
 pub(crate) fn refusing(bad: &'static str) -> Act {
     Arc::new(move |seen: Vec<(String, i64)>| {
@@ -90,6 +104,13 @@ pub(crate) fn refusing(bad: &'static str) -> Act {
             }
         })
     })
+}
+
+/// How a transaction of a producer ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Transaction {
+    Committed,
+    Aborted,
 }
 
 /// A row of the table of parked records.
@@ -109,6 +130,8 @@ pub(crate) struct Stage {
     pub(crate) topic: String,
     pub(crate) group: String,
     events: events::Topic,
+    /// Of the consumers, if it is not the superuser.
+    role: Option<&'static str>,
 }
 
 impl Stage {
@@ -133,13 +156,22 @@ impl Stage {
     }
 
     async fn on(postgres_url: &str, brokers: String, events: events::Topic) -> Self {
-        let database = Database::create_on(postgres_url, "consumer-2026-01-04-000002", migrate).await;
+        let database = Database::create_on(postgres_url, "consumer-2026-01-05-000003 effects", migrate).await;
         Self {
             database,
             brokers,
             topic: events.name().to_owned(),
             group: testing::unique("view"),
             events,
+            role: None,
+        }
+    }
+
+    /// With consumers that connect as this role.
+    pub(crate) fn with_role(self, role: &'static str) -> Self {
+        Self {
+            role: Some(role),
+            ..self
         }
     }
 
@@ -160,9 +192,28 @@ impl Stage {
         config
     }
 
+    /// With room for a load: a pause throws away what the client has fetched ahead, and small bounds make many.
+    pub(crate) fn roomy(&self) -> Config {
+        Config {
+            batch_records: 100,
+            in_flight_records: 10_000,
+            ..self.config()
+        }
+    }
+
     pub(crate) async fn publish(&self, entity: &str, version: i64) {
         let envelope = event(entity, version);
         self.produce(Some(entity), Some(b"payload"), headers(&envelope), None)
+            .await;
+    }
+
+    /// An event without a version, and with a payload that says which it is.
+    pub(crate) async fn publish_uncounted(&self, entity: &str, id: Uuid, payload: &str) {
+        let envelope = Envelope {
+            event_id: id,
+            ..event(entity, 0)
+        };
+        self.produce(Some(entity), Some(payload.as_bytes()), headers(&envelope), None)
             .await;
     }
 
@@ -191,6 +242,18 @@ impl Stage {
         self.start_with(name, self.config(), act)
     }
 
+    /// The names of the groups that Kafka knows and that belong to this stage.
+    pub(crate) async fn groups(&self) -> Vec<String> {
+        let (brokers, own) = (self.brokers.clone(), self.group.clone());
+        let ask = move || -> rdkafka::error::KafkaResult<Vec<String>> {
+            let client: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).create()?;
+            let groups = client.fetch_group_list(None, LIMIT)?;
+            let names = groups.groups().iter().map(|group| group.name().to_owned());
+            Ok(names.filter(|name| name.starts_with(&own)).collect())
+        };
+        tokio::task::spawn_blocking(ask).await.unwrap().unwrap()
+    }
+
     pub(crate) fn start_with(&self, name: &str, config: Config, act: Act) -> Instance {
         let (consumer, registry) = self.consumer(name, config, act);
         let status = consumer.status();
@@ -205,7 +268,11 @@ impl Stage {
     }
 
     pub(crate) fn consumer(&self, name: &str, config: Config, act: Act) -> (Consumer<Recorder>, Registry) {
-        let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(self.database.url());
+        let url = match self.role {
+            Some(role) => self.database.url().replacen("postgres@", &format!("{role}@"), 1),
+            None => self.database.url(),
+        };
+        let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(url);
         let pool = Pool::builder(manager).max_size(config.workers).build().unwrap();
         let registry = Registry::new();
         let handler = Recorder {
@@ -217,10 +284,57 @@ impl Stage {
 
     /// An operator's hand on what is parked.
     pub(crate) fn redrive(&self, act: Act) -> Redrive<Recorder> {
+        self.redrive_with(self.config(), act)
+    }
+
+    pub(crate) fn redrive_with(&self, config: Config, act: Act) -> Redrive<Recorder> {
         let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(self.database.url());
         let pool = Pool::builder(manager).max_size(2).build().unwrap();
         let name = "redrive".to_owned();
-        Redrive::new(self.config(), pool, Recorder { name, act })
+        Redrive::new(config, pool, Recorder { name, act })
+    }
+
+    /// The effects built anew.
+    pub(crate) fn rebuild(&self, act: Act, registry: &Registry) -> Rebuild<Recorder> {
+        self.rebuild_with(self.config(), act, registry)
+    }
+
+    pub(crate) fn rebuild_with(&self, config: Config, act: Act, registry: &Registry) -> Rebuild<Recorder> {
+        let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(self.database.url());
+        let pool = Pool::builder(manager)
+            .max_size(config.workers + 3)
+            .build()
+            .unwrap();
+        let name = "rebuild".to_owned();
+        Rebuild::new(config, pool, || EFFECTS, Recorder { name, act }, registry).unwrap()
+    }
+
+    /// The first versions of these entities in one transaction of the topic, on one partition.
+    pub(crate) async fn transaction(&self, partition: i32, entities: &[&str], end: Transaction) {
+        let (brokers, topic) = (self.brokers.clone(), self.topic.clone());
+        let entities: Vec<String> = entities.iter().map(|entity| (*entity).to_owned()).collect();
+        let run = move || -> rdkafka::error::KafkaResult<()> {
+            let producer: BaseProducer = ClientConfig::new()
+                .set("bootstrap.servers", brokers)
+                .set("transactional.id", testing::unique("writer"))
+                .create()?;
+            producer.init_transactions(LIMIT)?;
+            producer.begin_transaction()?;
+            for entity in &entities {
+                let record = BaseRecord::to(&topic)
+                    .partition(partition)
+                    .key(entity)
+                    .payload("payload")
+                    .headers(headers(&event(entity, 1)));
+                producer.send(record).map_err(|(error, _)| error)?;
+            }
+            producer.flush(LIMIT)?;
+            match end {
+                Transaction::Committed => producer.commit_transaction(LIMIT),
+                Transaction::Aborted => producer.abort_transaction(LIMIT),
+            }
+        };
+        tokio::task::spawn_blocking(run).await.unwrap().unwrap();
     }
 
     /// What is or was parked, in the order in which it was.
@@ -264,7 +378,7 @@ impl Stage {
     pub(crate) async fn effects(&self) -> Result<Vec<(String, i64)>> {
         let client = self.database.connect().await?;
         let rows = client
-            .query("SELECT entity, version FROM effects ORDER BY n", &[])
+            .query("SELECT entity, version::bigint FROM effects ORDER BY n", &[])
             .await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
@@ -284,6 +398,58 @@ impl Stage {
     pub(crate) async fn complete(&self, entities: usize, versions: i64) {
         let count = entities * usize::try_from(versions).unwrap();
         assert_each_once_in_order(&self.reached(count).await, entities, versions);
+    }
+
+    /// What the topic says should have taken effect, by a fold that knows nothing of the consumer: of each entity the first occurrences of its
+    /// versions, in the order of the topic, up to a payload that cannot be read.
+    pub(crate) async fn expected(&self) -> BTreeMap<String, Vec<i64>> {
+        let (brokers, topic) = (self.brokers.clone(), self.topic.clone());
+        let read = move || -> rdkafka::error::KafkaResult<BTreeMap<String, Vec<i64>>> {
+            let client: BaseConsumer = ClientConfig::new()
+                .set("bootstrap.servers", brokers)
+                .set("group.id", "nobody's")
+                .create()?;
+            let metadata = client.fetch_metadata(Some(&topic), LIMIT)?;
+            let mut list = TopicPartitionList::new();
+            let mut left = 0;
+            for partition in metadata.topics()[0].partitions() {
+                list.add_partition_offset(&topic, partition.id(), Offset::Beginning)?;
+                left += client.fetch_watermarks(&topic, partition.id(), LIMIT)?.1;
+            }
+            client.assign(&list)?;
+            let mut folded: BTreeMap<String, (Vec<i64>, bool)> = BTreeMap::new();
+            for _ in 0..left {
+                let message = client.poll(LIMIT).unwrap()?;
+                let key = String::from_utf8_lossy(message.key().unwrap()).into_owned();
+                let headers = message.headers().unwrap();
+                let version = headers.iter().find(|header| header.key == "aggregate-version");
+                let version = String::from_utf8_lossy(version.unwrap().value.unwrap())
+                    .parse()
+                    .unwrap();
+                let (versions, is_parked) = folded.entry(key).or_default();
+                if *is_parked || versions.contains(&version) {
+                    continue;
+                }
+                match message.payload() {
+                    Some(b"unreadable") => *is_parked = true,
+                    _ => versions.push(version),
+                }
+            }
+            Ok(folded
+                .into_iter()
+                .map(|(entity, (versions, _))| (entity, versions))
+                .collect())
+        };
+        tokio::task::spawn_blocking(read).await.unwrap().unwrap()
+    }
+
+    /// The versions of each entity that took effect, in their order.
+    pub(crate) async fn by_entity(&self) -> BTreeMap<String, Vec<i64>> {
+        let mut found: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+        for (entity, version) in self.effects().await.unwrap() {
+            found.entry(entity).or_default().push(version);
+        }
+        found
     }
 
     /// The committed offset of each partition, 0 where there is none.
@@ -358,6 +524,13 @@ impl Instance {
         (&mut self.task).await.unwrap().unwrap();
     }
 
+    /// How many of a metric's label sets have a value.
+    pub(crate) fn samples(&self, name: &str) -> usize {
+        let families = self.registry.gather();
+        let family = families.iter().find(|family| family.name() == name);
+        family.map_or(0, |family| family.get_metric().len())
+    }
+
     /// Ends it without letting anything finish.
     pub(crate) async fn abort(mut self) {
         self.task.abort();
@@ -417,14 +590,10 @@ pub(crate) fn event(entity: &str, version: i64) -> Envelope {
 async fn migrate(url: String) -> Result<()> {
     let connection = AsyncPgConnection::establish(&url).await?;
     let mut harness = AsyncMigrationHarness::new(connection);
-    harness
-        .run_pending_migrations(consumer::MIGRATIONS)
-        .map_err(anyhow::Error::from_boxed)?;
-    let mut connection = harness.into_inner();
-    diesel::sql_query(
-        "CREATE TABLE effects (n bigint GENERATED ALWAYS AS IDENTITY, entity text, version bigint, instance text)",
-    )
-    .execute(&mut connection)
-    .await?;
+    for migrations in [consumer::MIGRATIONS, EFFECTS] {
+        harness
+            .run_pending_migrations(migrations)
+            .map_err(anyhow::Error::from_boxed)?;
+    }
     Ok(())
 }

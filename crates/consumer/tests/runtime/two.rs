@@ -8,7 +8,7 @@ use consumer::{HandlerError, RunError};
 use local_stack::wait;
 use tokio_util::sync::CancellationToken;
 
-use crate::stage::{Act, Instance, LIMIT, Stage, metric, nothing};
+use crate::stage::{Act, Instance, LIMIT, Stage, event, headers, metric, nothing};
 
 async fn has_partitions(instance: &Instance, at_least: f64) {
     wait::until("partitions to be assigned", LIMIT, || async {
@@ -45,6 +45,72 @@ async fn instances_come_and_go_under_load() {
         .await
         .unwrap();
     assert!(rows.len() >= 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rebalances_without_end_change_nothing_of_what_takes_effect() {
+    const ENTITIES: usize = 100;
+    const ROUNDS: usize = 8;
+    let stage = Arc::new(Stage::new(6).await);
+    let enough = CancellationToken::new();
+    // Versions in order, every third of them twice, one entity in a hundred bad from its third on.
+    let publishing = tokio::spawn({
+        let (stage, enough) = (Arc::clone(&stage), enough.clone());
+        async move {
+            // No faster than they can be handled on a machine that has more to do.
+            let mut pace = tokio::time::interval(Duration::from_millis(100));
+            for version in 1.. {
+                pace.tick().await;
+                let sent = (0..ENTITIES).map(async |entity| {
+                    let name = format!("e{entity}");
+                    let is_bad = version == 3 && entity % 100 == 50;
+                    let payload: &[u8] = if is_bad { b"unreadable" } else { b"payload" };
+                    let envelope = event(&name, version);
+                    for _ in 0..=usize::from(version % 3 == 0) {
+                        stage
+                            .produce(Some(&name), Some(payload), headers(&envelope), None)
+                            .await;
+                    }
+                });
+                futures::future::join_all(sent).await;
+                if enough.is_cancelled() {
+                    return version;
+                }
+            }
+            0
+        }
+    });
+    let staying = stage.start_with("stays", stage.roomy(), nothing());
+    let client = stage.database.connect().await.unwrap();
+    for round in 0..ROUNDS {
+        let done = stage.effects().await.unwrap().len();
+        let other = stage.start_with(&format!("round-{round}"), stage.roomy(), nothing());
+        has_partitions(&other, 1.0).await;
+        // Something is done in this assignment, and some of it dies before it is whole.
+        stage.reached(done + 50).await;
+        let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                    WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL";
+        client.query_one(kill, &[]).await.unwrap();
+        if round % 2 == 0 {
+            other.stop().await;
+        } else {
+            other.abort().await;
+        }
+    }
+    enough.cancel();
+    let versions = publishing.await.unwrap();
+    assert!(versions > 3, "{versions}");
+    assert!(staying.metric("consumer_rebalances_total", "") >= ROUNDS as f64);
+    let repeats = versions / 3;
+    stage.all_committed(ENTITIES as i64 * (versions + repeats)).await;
+    let expected = stage.expected().await;
+    assert_eq!(expected["e50"], [1, 2]);
+    assert_eq!(stage.by_entity().await, expected);
+    let parked = stage.parked().await.unwrap();
+    let bad: Vec<_> = parked.iter().filter(|row| row.kind != "behind").collect();
+    assert_eq!(bad.len(), 1, "nothing that was only transient: {bad:?}");
+    assert_eq!(parked.len() as i64, versions - 2, "each version once");
+    staying.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
