@@ -7,9 +7,9 @@ use consumer::{BoxError, Handler, HandlerError, Incoming, Record};
 use diesel_async::AsyncPgConnection;
 use uuid::Uuid;
 
-use crate::domain::{self, Event, OrderView, Payment, Reached};
+use crate::domain::{self, Event, OrderView, Reached};
 use crate::events::{self, Told};
-use crate::store;
+use crate::store::{self, Paying};
 use crate::waits::Waits;
 
 /// Keeps `order_views` and `order_payments`, and wakes those who wait for an order here.
@@ -40,12 +40,18 @@ impl Handler for Projection {
         batch: &[Incoming<'_, Told>],
     ) -> Result<Self::Effect, HandlerError> {
         let mut events: Vec<(usize, &Event)> = Vec::with_capacity(batch.len());
-        let mut payments: BTreeMap<Uuid, &Payment> = BTreeMap::new();
+        let mut payments: BTreeMap<Uuid, Paying<'_>> = BTreeMap::new();
         for (position, Incoming { event, .. }) in batch.iter().enumerate() {
             match event {
                 Told::Order(event) => events.push((position, event)),
                 // Each event of a payment says all there is: the last one stands.
-                Told::Payment(payment) => _ = payments.insert(payment.payment_id, payment),
+                Told::Payment(payment) => {
+                    let paying = payments.entry(payment.payment_id).or_insert(Paying {
+                        first_event_at: payment.updated_at,
+                        payment,
+                    });
+                    paying.payment = payment;
+                }
                 Told::Nothing => {}
             }
         }
@@ -64,7 +70,7 @@ impl Handler for Projection {
         }
         // In the order of their ids, as every writer takes them.
         let changed: Vec<OrderView> = changed.into_values().collect();
-        let payments: Vec<&Payment> = payments.into_values().collect();
+        let payments: Vec<Paying<'_>> = payments.into_values().collect();
         store::save(connection, &changed).await?;
         store::save_payments(connection, &payments).await?;
         Ok(changed.iter().map(|view| (view.order_id, view.version)).collect())

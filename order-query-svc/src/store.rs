@@ -172,16 +172,26 @@ pub(crate) async fn save(connection: &mut AsyncPgConnection, views: &[OrderView]
     Ok(())
 }
 
+/// A payment as a batch tells of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Paying<'a> {
+    /// When the first of its events in the batch happened: of a payment that is new, when it began, however its events are cut into
+    /// batches.
+    pub(crate) first_event_at: DateTime<Utc>,
+    /// As the last one tells it.
+    pub(crate) payment: &'a Payment,
+}
+
 /// Writes payments as their last events tell them, whether they are new or not. Each payment once.
 pub(crate) async fn save_payments(
     connection: &mut AsyncPgConnection,
-    payments: &[&Payment],
+    payments: &[Paying<'_>],
 ) -> QueryResult<()> {
     use sql_types::{Array, BigInt, Bool, Integer, Nullable, SmallInt, Text, Timestamptz, Uuid};
     if payments.is_empty() {
         return Ok(());
     }
-    let rows: Vec<PaymentRow> = payments.iter().map(|payment| PaymentRow::of(payment)).collect();
+    let rows: Vec<PaymentRow> = payments.iter().map(PaymentRow::of).collect();
     diesel::sql_query(
         "INSERT INTO order_payments (payment_id, order_id, status, amount_minor_units, currency_code, brand, last_four, \
                                      failure_reason, another_try, version, first_event_at, updated_at) \
@@ -416,7 +426,8 @@ impl Row {
 }
 
 impl PaymentRow {
-    fn of(payment: &Payment) -> Self {
+    fn of(paying: &Paying<'_>) -> Self {
+        let payment = paying.payment;
         let (status, failure) = match payment.status {
             PaymentStatus::Received => (1, None),
             PaymentStatus::Failed(failure) => (2, Some(failure)),
@@ -433,7 +444,7 @@ impl PaymentRow {
             failure_reason: failure.map(|failure| failure.reason),
             another_try: failure.map(|failure| failure.another_try),
             version: payment.version,
-            first_event_at: payment.updated_at,
+            first_event_at: paying.first_event_at,
             updated_at: payment.updated_at,
         }
     }
