@@ -8,6 +8,7 @@ mod redrive;
 mod runtime;
 mod status;
 
+mod indexes;
 mod intake;
 mod kafka;
 mod lane;
