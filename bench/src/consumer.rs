@@ -209,7 +209,9 @@ async fn parts(run: &mut Run, options: &Options) -> Result<()> {
             Part::Latency => latency::run(run).await?,
         }
     }
-    let settings = Servers::settings().into_iter().chain([format!("{:?}", run.sizes)]);
+    let settings = Servers::settings()
+        .into_iter()
+        .chain([format!("{:?}", run.sizes)]);
     let settings = settings.fold(Section::new("Settings"), |section, line| {
         section.note(format!("- {line}"))
     });

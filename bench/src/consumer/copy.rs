@@ -73,7 +73,10 @@ async fn read(client: &Client, table: &str) -> Result<Vec<Bytes>> {
     while let Some(row) = rows.try_next().await? {
         chunk.extend_from_slice(&row);
         if chunk.len() >= CHUNK {
-            chunks.push(Bytes::from(std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK * 2))));
+            chunks.push(Bytes::from(std::mem::replace(
+                &mut chunk,
+                Vec::with_capacity(CHUNK * 2),
+            )));
         }
     }
     chunks.push(Bytes::from(chunk));
@@ -82,7 +85,9 @@ async fn read(client: &Client, table: &str) -> Result<Vec<Bytes>> {
 
 async fn copy(servers: &Servers, client: &Client, contents: &[Vec<Bytes>], rows: f64) -> Result<Copied> {
     for table in TABLES {
-        let make = format!("DROP TABLE IF EXISTS copy_of_{table}; CREATE TABLE copy_of_{table} (LIKE {table} INCLUDING ALL)");
+        let make = format!(
+            "DROP TABLE IF EXISTS copy_of_{table}; CREATE TABLE copy_of_{table} (LIKE {table} INCLUDING ALL)"
+        );
         client.batch_execute(&make).await?;
     }
     client.batch_execute("CHECKPOINT").await?;

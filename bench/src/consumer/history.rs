@@ -219,7 +219,9 @@ fn payload(
             unit_price_minor_units: 99 + (order * 31 + line * 7) as i64 % 90_000,
         })
         .collect();
-    let total = items.iter().map(|item| i64::from(item.quantity) * item.unit_price_minor_units);
+    let total = items
+        .iter()
+        .map(|item| i64::from(item.quantity) * item.unit_price_minor_units);
     let amount = Some(Money {
         minor_units: total.sum(),
         currency_code: ["EUR", "USD", "GBP"][order as usize % 3].to_owned(),
@@ -350,7 +352,8 @@ impl Random {
 
     fn id(&mut self) -> Uuid {
         let [high, low] = [self.next(), self.next()];
-        uuid::Builder::from_random_bytes(((u128::from(high) << 64) | u128::from(low)).to_be_bytes()).into_uuid()
+        uuid::Builder::from_random_bytes(((u128::from(high) << 64) | u128::from(low)).to_be_bytes())
+            .into_uuid()
     }
 }
 

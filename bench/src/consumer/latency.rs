@@ -55,7 +55,11 @@ const PARTIES: [&str; 6] = [
 
 pub(crate) async fn run(run: &mut Run) -> Result<()> {
     let sizes = run.sizes;
-    let shop = ui::quiet_step("order-svc, outbox-relay, order-query-svc", Shop::start(&run.servers)).await?;
+    let shop = ui::quiet_step(
+        "order-svc, outbox-relay, order-query-svc",
+        Shop::start(&run.servers),
+    )
+    .await?;
     let mut latencies: Vec<Latency> = Vec::new();
     for round in 1..=sizes.runs {
         let outcome = |latency: &Latency| format!("p50 {:.2} ms, p99 {:.2} ms", latency.p50, latency.p99);
@@ -114,9 +118,8 @@ impl Shop {
             Ok(servers.url(database))
         };
         let (order_url, view_url) = (url("orders").await?, url("order_query").await?);
-        let of = |service: &str, database_url: &str| {
-            process(servers, service).set("database.url", database_url)
-        };
+        let of =
+            |service: &str, database_url: &str| process(servers, service).set("database.url", database_url);
         let (orders, views) = (of(ORDER_SVC, &order_url), of(ORDER_QUERY_SVC, &view_url));
         for service in [&orders, &views] {
             service.clone().arg("migrate").run_to_end().await?;
@@ -129,11 +132,18 @@ impl Shop {
         }
         let channels = |process: &Process| -> Result<Vec<Channel>> {
             let url = process.grpc_url()?;
-            let connect = |_| Ok(Endpoint::from_shared(url.clone())?.tcp_nodelay(true).connect_lazy());
+            let connect = |_| {
+                Ok(Endpoint::from_shared(url.clone())?
+                    .tcp_nodelay(true)
+                    .connect_lazy())
+            };
             (0..CONNECTIONS).map(connect).collect()
         };
         let clients = Clients {
-            orders: channels(&orders)?.into_iter().map(OrderServiceClient::new).collect(),
+            orders: channels(&orders)?
+                .into_iter()
+                .map(OrderServiceClient::new)
+                .collect(),
             views: channels(&views)?
                 .into_iter()
                 .map(OrderQueryServiceClient::new)

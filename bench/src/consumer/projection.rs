@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use local_stack::process::{self, Process, http_get};
 use local_stack::child;
+use local_stack::process::{self, Process, http_get};
 use local_stack::shop::ORDER_QUERY_SVC;
 use serde::Deserialize;
 use tokio_postgres::Client;
@@ -107,7 +107,10 @@ impl Projection {
         let after = [cpu, servers.postgres_cpu()?, servers.kafka_cpu()?];
         let log = child::tail(child.log(), 20);
         ensure!(status.success(), "the rebuild failed ({status}):\n{log}");
-        let answer = log.lines().rev().find_map(|line| serde_json::from_str::<Answer>(line).ok());
+        let answer = log
+            .lines()
+            .rev()
+            .find_map(|line| serde_json::from_str::<Answer>(line).ok());
         let answer = answer.with_context(|| format!("the rebuild printed no result:\n{log}"))?;
         ensure!(
             answer.records == self.backlog.events,
@@ -195,7 +198,9 @@ fn applied(metrics: &str) -> u64 {
     let values = metrics.lines().filter_map(|line| {
         let rest = line.strip_prefix("consumer_messages_total{")?;
         let (labels, value) = rest.split_once("} ")?;
-        labels.contains("outcome=\"applied\"").then(|| value.parse::<f64>().ok())?
+        labels
+            .contains("outcome=\"applied\"")
+            .then(|| value.parse::<f64>().ok())?
     });
     values.sum::<f64>() as u64
 }

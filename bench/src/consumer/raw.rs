@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::backlog::Backlog;
 use super::Run;
+use super::backlog::Backlog;
 use crate::report::{Section, number, thousands};
 use crate::servers::Servers;
 use crate::stats::median;
@@ -27,7 +27,14 @@ pub(crate) async fn run(run: &mut Run) -> Result<()> {
     for round in 1..=run.sizes.runs {
         let work = read(&run.servers, backlog.clone());
         let outcome = |raw: &Raw| format!("{} events/s", thousands(raw.rate));
-        raws.push(ui::step(format!("a raw consumer ({round}/{})", run.sizes.runs), outcome, work).await?);
+        raws.push(
+            ui::step(
+                format!("a raw consumer ({round}/{})", run.sizes.runs),
+                outcome,
+                work,
+            )
+            .await?,
+        );
     }
     let rate = median(raws.iter().map(|raw| raw.rate));
     let cpu = median(raws.iter().map(|raw| raw.cpu_s_per_million));
@@ -50,7 +57,9 @@ pub(crate) async fn run(run: &mut Run) -> Result<()> {
 
 async fn read(servers: &Servers, backlog: Backlog) -> Result<Raw> {
     let mut config = topics::client(&servers.brokers());
-    config.set("group.id", "unused").set("enable.auto.commit", "false");
+    config
+        .set("group.id", "unused")
+        .set("enable.auto.commit", "false");
     tokio::task::spawn_blocking(move || {
         let consumer: BaseConsumer = config.create()?;
         let mut assignment = TopicPartitionList::new();

@@ -45,8 +45,10 @@ pub(crate) async fn run(run: &mut Run) -> Result<()> {
     ]);
     run.report.section(section);
     run.report.figure("rebuild_rate", rate);
-    run.report
-        .figure("rebuild_cpu_s_per_million", of(|rebuilt| rebuilt.cpu_s_per_million));
+    run.report.figure(
+        "rebuild_cpu_s_per_million",
+        of(|rebuilt| rebuilt.cpu_s_per_million),
+    );
     run.report.figure(
         "rebuild_postgres_cpu_s_per_million",
         of(|rebuilt| rebuilt.postgres_cpu_s_per_million),

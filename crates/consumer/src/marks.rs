@@ -510,7 +510,10 @@ mod tests {
             known: Known::Discarded,
             ..refused("a", 5)
         };
-        let plan = from_beginning(&[given_up, event("a", 6)], &Marks::from_iter([marked("a", 3, false)]));
+        let plan = from_beginning(
+            &[given_up, event("a", 6)],
+            &Marks::from_iter([marked("a", 3, false)]),
+        );
         assert_eq!((&plan.discarded, &plan.fresh), (&vec![0], &vec![1]));
         assert!(plan.parks.is_empty());
     }
@@ -531,7 +534,10 @@ mod tests {
             event: Some((2, Uuid::from_u128(99))),
             ..event("a", 2)
         };
-        let plan = from_beginning(&[other, event("a", 1)], &Marks::from_iter([marked("a", 2, false)]));
+        let plan = from_beginning(
+            &[other, event("a", 1)],
+            &Marks::from_iter([marked("a", 2, false)]),
+        );
         assert_eq!((plan.ghosts, plan.repeats), (vec![0], vec![0, 1]));
     }
 

@@ -208,7 +208,10 @@ impl Memory {
             return None;
         }
         let is_parked = |(topic, entity): &Key<'_>| {
-            !memory.parked.is_empty() && memory.parked.contains(&((*topic).to_owned(), (*entity).to_owned()))
+            !memory.parked.is_empty()
+                && memory
+                    .parked
+                    .contains(&((*topic).to_owned(), (*entity).to_owned()))
         };
         Some(marks::presume(records, is_parked, |topic| config.start(topic)))
     }
@@ -453,7 +456,9 @@ impl<'a, H: Handler> Batch<'a, H> {
         let presumed = self.memory.presume(&candidates, config);
         let is_presumed = presumed.is_some();
         let (mut marks, unknown) = presumed.unwrap_or_else(|| {
-            let keys = candidates.iter().filter_map(|candidate| Some((candidate.topic, candidate.entity?)));
+            let keys = candidates
+                .iter()
+                .filter_map(|candidate| Some((candidate.topic, candidate.entity?)));
             (Marks::default(), keys.collect())
         });
         let mut generation = match lane.generation() {
@@ -633,7 +638,10 @@ impl<'a, H: Handler> Batch<'a, H> {
             }
         }
         for ((topic, outcome), count) in outcomes {
-            metrics.messages.with_label_values(&[topic, outcome]).inc_by(count);
+            metrics
+                .messages
+                .with_label_values(&[topic, outcome])
+                .inc_by(count);
         }
         metrics.batch_records.observe(entries.len() as f64);
         metrics.batch_seconds.observe(took.as_secs_f64());

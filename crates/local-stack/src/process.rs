@@ -97,7 +97,9 @@ impl Builder {
     /// Starts a command that ends by itself.
     pub fn command(&self) -> Result<Child> {
         let name = self.command_name();
-        let file = name.replacen(&self.binary, &self.instance, 1).replace([' ', '/'], "-");
+        let file = name
+            .replacen(&self.binary, &self.instance, 1)
+            .replace([' ', '/'], "-");
         let log = self.folder.join(format!("{file}.log"));
         self.launch(name, log)?.spawn()
     }
