@@ -2,8 +2,11 @@
 //! measured how.
 #![expect(clippy::print_stderr, reason = "a command line tool talks to its terminal")]
 
+mod consumer;
+mod drain;
 mod meter;
 mod relay;
+mod released;
 mod report;
 mod servers;
 mod stats;
@@ -30,6 +33,8 @@ struct Cli {
 enum Command {
     /// The relay against the limit, Debezium and a polling peer
     Relay(relay::Options),
+    /// A consumer into a projection, against the limits of both sides
+    Consumer(consumer::Options),
     /// Publishes an outbox as fast as can be and keeps nothing; what the relay is compared with
     #[command(hide = true)]
     Limit(relay::limit::Options),
@@ -45,6 +50,7 @@ fn main() -> ExitCode {
             runtime.block_on(async {
                 match cli.command {
                     Command::Relay(options) => relay::run(options).await,
+                    Command::Consumer(options) => consumer::run(options).await,
                     Command::Limit(options) => relay::limit::run(options).await,
                 }
             })

@@ -15,16 +15,14 @@ mod tuning;
 mod writer;
 mod xmin;
 
-use std::io::Write as _;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, ensure};
-use tokio::signal::unix::{SignalKind, signal};
+use anyhow::{Result, ensure};
 
-use crate::report::{Report, Section};
+use crate::report::{Output, Report, Section};
 use crate::servers::Servers;
 use crate::stats::median;
-use crate::{report, topics, ui};
+use crate::{released, report, topics, ui};
 use contender::{RelayOptions, Who};
 use drain::Drain;
 use outbox::{Outbox, Poison};
@@ -32,9 +30,8 @@ use tuning::Tuning;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Print the result as one JSON object on the last line
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     /// Rows of a backlog; Debezium and the peer get a part of them
     #[arg(long, value_parser = clap::value_parser!(u64).range(10_000..=100_000_000))]
     rows: Option<u64>,
@@ -59,9 +56,6 @@ pub(crate) struct Options {
     /// Writers send NOTIFY after each commit, on a connection of its own
     #[arg(long)]
     notify: bool,
-    /// Write no file
-    #[arg(long)]
-    no_file: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -303,7 +297,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         std::path::Path::new("bench/peers").exists(),
         "this is not the workspace's folder; run it by ./dev bench relay"
     );
-    contender::check_build()?;
+    released::check(&["outbox-relay"])?;
     let servers = ui::quiet_step("PostgreSQL and Kafka", Servers::start()).await?;
     let machine = report::machine(&servers.connect("postgres").await?).await?;
     let mut run = Run {
@@ -316,25 +310,11 @@ pub(crate) async fn run(options: Options) -> Result<()> {
         topics: 0,
         outbox: None,
     };
-    let mut terminate = signal(SignalKind::terminate())?;
-    let done = tokio::select! {
-        done = parts(&mut run, &options) => done,
-        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
-        _ = terminate.recv() => Err(anyhow!("asked to end")),
-    };
+    let done = ui::unless_ended(parts(&mut run, &options)).await;
     let Run { servers, report, .. } = run;
     servers.stop().await?;
     done?;
-
-    let mut out = std::io::stdout();
-    writeln!(out, "{}", report.text(&machine))?;
-    if !options.no_file {
-        eprintln!("  ok    written to {}", report.write(&machine)?.display());
-    }
-    if options.json {
-        writeln!(out, "{}", report.json())?;
-    }
-    Ok(())
+    report.tell(&machine, &options.output)
 }
 
 async fn parts(run: &mut Run, options: &Options) -> Result<()> {

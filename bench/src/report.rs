@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -11,6 +12,8 @@ use comfy_table::{Table, presets};
 use local_stack::{debezium, kafka};
 use serde_json::{Map, Value};
 use tokio_postgres::Client;
+
+use crate::ui;
 
 /// Where results are kept, from the workspace's folder.
 const FOLDER: &str = "bench/results";
@@ -76,6 +79,17 @@ impl Section {
     }
 }
 
+/// Where the result goes besides standard output.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Output {
+    /// Print the result as one JSON object on the last line
+    #[arg(long)]
+    json: bool,
+    /// Write no file
+    #[arg(long)]
+    no_file: bool,
+}
+
 /// Everything that a run found.
 pub(crate) struct Report {
     name: &'static str,
@@ -110,8 +124,21 @@ impl Report {
         self.figures.get(key)?.as_f64()
     }
 
+    /// Tells everyone who wants to know.
+    pub(crate) fn tell(&self, machine: &[String], output: &Output) -> Result<()> {
+        let mut out = std::io::stdout();
+        writeln!(out, "{}", self.text(machine))?;
+        if !output.no_file {
+            ui::done(&format!("written to {}", self.write(machine)?.display()));
+        }
+        if output.json {
+            writeln!(out, "{}", self.json())?;
+        }
+        Ok(())
+    }
+
     /// The document, as it is kept.
-    pub(crate) fn text(&self, machine: &[String]) -> String {
+    fn text(&self, machine: &[String]) -> String {
         let mut text = format!(
             "# ./dev bench {} of {}\n\n",
             self.name,
@@ -127,7 +154,7 @@ impl Report {
     }
 
     /// Writes the document, with the figures at its end, and returns where.
-    pub(crate) fn write(&self, machine: &[String]) -> Result<PathBuf> {
+    fn write(&self, machine: &[String]) -> Result<PathBuf> {
         fs::create_dir_all(FOLDER).with_context(|| format!("cannot make {FOLDER}"))?;
         let path = PathBuf::from(format!(
             "{FOLDER}/{}-{}.md",
@@ -140,7 +167,7 @@ impl Report {
     }
 
     /// The figures as one object on one line.
-    pub(crate) fn json(&self) -> String {
+    fn json(&self) -> String {
         Value::Object(self.figures.clone()).to_string()
     }
 }

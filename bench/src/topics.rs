@@ -10,6 +10,8 @@ use rdkafka::config::ClientConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::drain::Count;
+
 /// Of every topic that is measured.
 pub(crate) const PARTITIONS: i32 = 6;
 
@@ -119,6 +121,14 @@ impl LogEnds {
         let mut answer = vec![0; length];
         self.stream.read_exact(&mut answer).await?;
         sum_of_ends(&answer, self.partitions).context("Kafka's answer is not understood")?
+    }
+}
+
+impl Count for LogEnds {
+    const EVERY: Duration = Duration::from_millis(20);
+
+    async fn count(&mut self) -> Result<u64> {
+        self.total().await
     }
 }
 

@@ -4,8 +4,19 @@ use std::future::Future;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Does `work`, unless somebody ends it first.
+pub(crate) async fn unless_ended(work: impl Future<Output = Result<()>>) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = work => done,
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+        _ = terminate.recv() => Err(anyhow!("asked to end")),
+    }
+}
 
 /// Shows that `what` is under way until `work` is done, then how long it took and what `outcome` says of the result.
 pub(crate) async fn step<T>(
@@ -32,6 +43,11 @@ pub(crate) async fn quiet_step<T>(
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     step(what, |_| String::new(), work).await
+}
+
+/// Something is done.
+pub(crate) fn done(what: &str) {
+    eprintln!("  ok    {what}");
 }
 
 /// The heading of what follows.

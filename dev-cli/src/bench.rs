@@ -20,11 +20,22 @@ pub(crate) struct Arguments {
 /// Comes back only when it fails.
 pub(crate) async fn relay(arguments: &Arguments) -> Result<()> {
     build::install_missing().await?;
-    // Not with the whole workspace, whose tests switch failpoints on.
-    build::packages(&["bench", "outbox-relay"]).await?;
     ui::blocking_step("Debezium's jars", debezium::fetch_jars).await?;
+    hand_over("relay", &["outbox-relay"], arguments).await
+}
+
+/// Comes back only when it fails.
+pub(crate) async fn consumer(arguments: &Arguments) -> Result<()> {
+    build::install_missing().await?;
+    let measured = ["order-query-svc", "order-svc", "outbox-relay"];
+    hand_over("consumer", &measured, arguments).await
+}
+
+async fn hand_over(benchmark: &str, measured: &[&str], arguments: &Arguments) -> Result<()> {
+    // Not with the whole workspace, whose tests switch failpoints on.
+    build::packages(&[&["bench"], measured].concat()).await?;
     let error = Command::new(paths::binary("bench")?)
-        .arg("relay")
+        .arg(benchmark)
         .args(&arguments.arguments)
         .exec();
     Err(error).context("the benchmark did not start")

@@ -70,6 +70,8 @@ enum Command {
 enum BenchCommand {
     /// The relay against the limit, Debezium and a polling peer; --help says how much of it
     Relay(bench::Arguments),
+    /// Events into a projection and its rebuild, against the limits of both sides; --help says how much of it
+    Consumer(bench::Arguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -117,6 +119,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Order { id } => local::order(&id),
         Command::Test(options) => tests::run(options).await,
         Command::Bench(BenchCommand::Relay(arguments)) => bench::relay(&arguments).await,
+        Command::Bench(BenchCommand::Consumer(arguments)) => bench::consumer(&arguments).await,
         Command::Stack(StackCommand::Up) => stack::up().await,
         Command::Stack(StackCommand::Down) => stack::down().await,
         Command::Supervise {

@@ -172,10 +172,7 @@ pub enum Change {
         payment_id: Uuid,
     },
     Confirmed,
-    Shipped {
-        tracking_number: String,
-        carrier: String,
-    },
+    Shipped(Shipment),
     Completed,
     Cancelled {
         reason: String,
@@ -202,41 +199,113 @@ pub enum ApplyError {
     PlacedTwice,
 }
 
-/// The view after `event`.
-///
-/// # Errors
-/// When `order.placed` is not the first event, or not the only one of its kind.
-pub fn apply(view: Option<OrderView>, event: &Event) -> Result<OrderView, ApplyError> {
-    let mut view = match (view, &event.change) {
-        (None, Change::Placed(placed)) => return Ok(place(event, placed)),
-        (None, _) => return Err(ApplyError::NotPlaced),
-        (Some(_), Change::Placed(_)) => return Err(ApplyError::PlacedTwice),
-        (Some(view), _) => view,
-    };
-    match &event.change {
-        Change::Placed(_) | Change::Reserved | Change::Overdue | Change::Unknown => {}
-        Change::Paid { payment_id } => {
-            view.status = Status::Paid;
-            view.payment_id = Some(*payment_id);
+/// What some events of an order say, one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Story {
+    /// All of them are known, from the first on.
+    Begun(OrderView),
+    /// Those before are in the view.
+    GoesOn(Moves),
+}
+
+/// What events after its placing say of an order. What none of them tells stays as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moves {
+    pub version: i64,
+    pub updated_at: DateTime<Utc>,
+    pub status: Option<Status>,
+    pub payment_id: Option<Uuid>,
+    pub shipment: Option<Shipment>,
+    pub cancel_reason: Option<String>,
+}
+
+/// How an order was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shipment {
+    pub tracking_number: String,
+    pub carrier: String,
+}
+
+impl Story {
+    /// What there is to say after `event` of the same order.
+    ///
+    /// # Errors
+    /// When the order is placed once more.
+    pub fn then(story: Option<Self>, event: &Event) -> Result<Self, ApplyError> {
+        Ok(match (story, &event.change) {
+            (None, Change::Placed(placed)) => Self::Begun(place(event, placed)),
+            (Some(_), Change::Placed(_)) => return Err(ApplyError::PlacedTwice),
+            (None, _) => Self::GoesOn(Moves::of(event)),
+            (Some(Self::GoesOn(moves)), _) => Self::GoesOn(moves.then(event)),
+            (Some(Self::Begun(view)), _) => Self::Begun(view.after(Moves::of(event))),
+        })
+    }
+}
+
+impl Moves {
+    fn of(event: &Event) -> Self {
+        let nothing = Self {
+            version: event.version,
+            updated_at: event.occurred_at,
+            status: None,
+            payment_id: None,
+            shipment: None,
+            cancel_reason: None,
+        };
+        nothing.then(event)
+    }
+
+    fn then(mut self, event: &Event) -> Self {
+        match &event.change {
+            Change::Placed(_) | Change::Reserved | Change::Overdue | Change::Unknown => {}
+            Change::Paid { payment_id } => {
+                self.status = Some(Status::Paid);
+                self.payment_id = Some(*payment_id);
+            }
+            Change::Confirmed => self.status = Some(Status::Confirmed),
+            Change::Shipped(shipment) => {
+                self.status = Some(Status::Shipped);
+                self.shipment = Some(shipment.clone());
+            }
+            Change::Completed => self.status = Some(Status::Delivered),
+            Change::Cancelled { reason } => {
+                self.status = Some(Status::Cancelled);
+                self.cancel_reason = Some(reason.clone());
+            }
         }
-        Change::Confirmed => view.status = Status::Confirmed,
-        Change::Shipped {
-            tracking_number,
-            carrier,
-        } => {
-            view.status = Status::Shipped;
-            view.tracking_number.clone_from(tracking_number);
-            view.carrier.clone_from(carrier);
-        }
-        Change::Completed => view.status = Status::Delivered,
-        Change::Cancelled { reason } => {
-            view.status = Status::Cancelled;
-            view.cancel_reason.clone_from(reason);
+        self.version = event.version;
+        self.updated_at = event.occurred_at;
+        self
+    }
+}
+
+impl OrderView {
+    /// After what these events say.
+    #[must_use]
+    pub fn after(self, moves: Moves) -> Self {
+        let Moves {
+            version,
+            updated_at,
+            status,
+            payment_id,
+            shipment,
+            cancel_reason,
+        } = moves;
+        let shipment = shipment.unwrap_or(Shipment {
+            tracking_number: self.tracking_number,
+            carrier: self.carrier,
+        });
+        Self {
+            version,
+            updated_at,
+            status: status.unwrap_or(self.status),
+            payment_id: payment_id.or(self.payment_id),
+            tracking_number: shipment.tracking_number,
+            carrier: shipment.carrier,
+            cancel_reason: cancel_reason.unwrap_or(self.cancel_reason),
+            ..self
         }
     }
-    view.version = event.version;
-    view.updated_at = event.occurred_at;
-    Ok(view)
 }
 
 fn place(event: &Event, placed: &Placed) -> OrderView {
@@ -306,17 +375,24 @@ mod tests {
     }
 
     fn fold(changes: impl IntoIterator<Item = Change>) -> Result<OrderView, ApplyError> {
-        let mut view = None;
-        for (change, version) in changes.into_iter().zip(1..) {
+        match tell(changes.into_iter().zip(1..))? {
+            Story::Begun(view) => Ok(view),
+            Story::GoesOn(_) => Err(ApplyError::NotPlaced),
+        }
+    }
+
+    fn tell(changes: impl IntoIterator<Item = (Change, i64)>) -> Result<Story, ApplyError> {
+        let mut story = None;
+        for (change, version) in changes {
             let event = Event {
                 order_id: Uuid::from_u128(1),
                 version,
                 occurred_at: at(version),
                 change,
             };
-            view = Some(apply(view, &event)?);
+            story = Some(Story::then(story, &event)?);
         }
-        Ok(view.expect("at least one event"))
+        Ok(story.expect("at least one event"))
     }
 
     #[track_caller]
@@ -332,10 +408,10 @@ mod tests {
 
     #[test]
     fn the_whole_way_to_delivery() {
-        let shipped = Change::Shipped {
+        let shipped = Change::Shipped(Shipment {
             tracking_number: "T1".into(),
             carrier: "DHL".into(),
-        };
+        });
         let way = [
             placed(),
             Change::Reserved,
@@ -367,6 +443,36 @@ mod tests {
             (1000, "EUR")
         );
         assert!(is_final(view, vec![]));
+    }
+
+    #[test]
+    fn a_story_is_the_same_however_it_is_cut() {
+        let shipped = Change::Shipped(Shipment {
+            tracking_number: "T1".into(),
+            carrier: "DHL".into(),
+        });
+        let cancelled = Change::Cancelled {
+            reason: "too late".into(),
+        };
+        let way = [
+            placed(),
+            Change::Reserved,
+            paid(),
+            Change::Confirmed,
+            shipped,
+            Change::Completed,
+            cancelled,
+            Change::Unknown,
+        ];
+        let whole = fold(way.clone()).expect("placed first");
+        for cut in 1..way.len() {
+            let before = fold(way[..cut].to_vec()).expect("placed first");
+            let rest = way[cut..].iter().cloned().zip(cut as i64 + 1..);
+            let Ok(Story::GoesOn(moves)) = tell(rest) else {
+                panic!("it was not placed again")
+            };
+            assert_eq!(before.after(moves), whole, "cut at {cut}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use contracts::wire::time;
 use prost::Message;
 use uuid::Uuid;
 
-use crate::domain::{Change, Event, Failure, Item, Payment, PaymentStatus, Placed};
+use crate::domain::{Change, Event, Failure, Item, Payment, PaymentStatus, Placed, Shipment};
 
 /// The only major version of the payloads so far.
 const SCHEMA_VERSION: i32 = 1;
@@ -76,10 +76,10 @@ fn order(record: &Record, order_id: Uuid) -> Result<Event, EventError> {
                 carrier,
                 ..
             } = wire::OrderShipped::decode(payload)?;
-            Change::Shipped {
+            Change::Shipped(Shipment {
                 tracking_number,
                 carrier,
-            }
+            })
         }
         types::COMPLETED => wire::OrderCompleted::decode(payload).map(|_| Change::Completed)?,
         types::CANCELLED => Change::Cancelled {

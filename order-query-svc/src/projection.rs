@@ -7,9 +7,9 @@ use consumer::{BoxError, Handler, HandlerError, Incoming, Record};
 use diesel_async::AsyncPgConnection;
 use uuid::Uuid;
 
-use crate::domain::{self, Event, OrderView, Payment, Reached};
+use crate::domain::{ApplyError, Moves, OrderView, Reached, Story};
 use crate::events::{self, Told};
-use crate::store;
+use crate::store::{self, Paying};
 use crate::waits::Waits;
 
 /// Keeps `order_views` and `order_payments`, and wakes those who wait for an order here.
@@ -33,41 +33,58 @@ impl Handler for Projection {
         Ok(events::parse(record)?)
     }
 
-    /// One read of orders, and one write of orders and of payments, per batch.
+    /// Nothing is read: one write of orders that are new, one of those that go on, and one of payments, per batch.
     async fn apply(
         &self,
         connection: &mut AsyncPgConnection,
         batch: &[Incoming<'_, Told>],
     ) -> Result<Self::Effect, HandlerError> {
-        let mut events: Vec<(usize, &Event)> = Vec::with_capacity(batch.len());
-        let mut payments: BTreeMap<Uuid, &Payment> = BTreeMap::new();
+        // In the order of their ids, as every writer takes them.
+        let mut stories: BTreeMap<Uuid, (usize, Option<Story>)> = BTreeMap::new();
+        let mut payments: BTreeMap<Uuid, Paying<'_>> = BTreeMap::new();
         for (position, Incoming { event, .. }) in batch.iter().enumerate() {
             match event {
-                Told::Order(event) => events.push((position, event)),
+                Told::Order(event) => {
+                    let (_, story) = stories.entry(event.order_id).or_insert((position, None));
+                    let then = Story::then(story.take(), event);
+                    *story = Some(then.map_err(|error| HandlerError::permanent(position, error))?);
+                }
                 // Each event of a payment says all there is: the last one stands.
-                Told::Payment(payment) => _ = payments.insert(payment.payment_id, payment),
+                Told::Payment(payment) => {
+                    let paying = payments.entry(payment.payment_id).or_insert(Paying {
+                        first_event_at: payment.updated_at,
+                        payment,
+                    });
+                    paying.payment = payment;
+                }
                 Told::Nothing => {}
             }
         }
-        let mut orders: Vec<Uuid> = events.iter().map(|(_, event)| event.order_id).collect();
-        orders.sort_unstable();
-        orders.dedup();
-        let mut stored = store::load(connection, &orders).await?;
-        let mut changed: BTreeMap<Uuid, OrderView> = BTreeMap::new();
-        for (position, event) in &events {
-            let before = changed
-                .remove(&event.order_id)
-                .or_else(|| stored.remove(&event.order_id));
-            let after =
-                domain::apply(before, event).map_err(|error| HandlerError::permanent(*position, error))?;
-            changed.insert(event.order_id, after);
+        let mut reached: Vec<(Uuid, i64)> = Vec::with_capacity(stories.len());
+        let mut begun: Vec<OrderView> = Vec::new();
+        let mut moved: Vec<(Uuid, Moves)> = Vec::new();
+        let mut positions: Vec<usize> = Vec::new();
+        for (order_id, (position, story)) in stories {
+            match story {
+                Some(Story::Begun(view)) => {
+                    reached.push((order_id, view.version));
+                    begun.push(view);
+                }
+                Some(Story::GoesOn(moves)) => {
+                    reached.push((order_id, moves.version));
+                    moved.push((order_id, moves));
+                    positions.push(position);
+                }
+                None => {}
+            }
         }
-        // In the order of their ids, as every writer takes them.
-        let changed: Vec<OrderView> = changed.into_values().collect();
-        let payments: Vec<&Payment> = payments.into_values().collect();
-        store::save(connection, &changed).await?;
+        let payments: Vec<Paying<'_>> = payments.into_values().collect();
+        store::begin(connection, &begun).await?;
+        if let Some(unknown) = store::go_on(connection, &moved).await? {
+            return Err(HandlerError::permanent(positions[unknown], ApplyError::NotPlaced));
+        }
         store::save_payments(connection, &payments).await?;
-        Ok(changed.iter().map(|view| (view.order_id, view.version)).collect())
+        Ok(reached)
     }
 
     fn committed(&self, _: &[Incoming<'_, Told>], orders: Self::Effect) {

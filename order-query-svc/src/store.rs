@@ -1,13 +1,18 @@
 //! The views in PostgreSQL. Nothing else here names the schema.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::io::Write as _;
 
 use chrono::{DateTime, Utc};
 use diesel::QueryResult;
+use diesel::deserialize::{self, FromSql, FromSqlRow};
+use diesel::expression::AsExpression;
+use diesel::pg::{Pg, PgValue};
 use diesel::prelude::{
     BoolExpressionMethods as _, ExpressionMethods as _, OptionalExtension as _, QueryDsl as _, Queryable,
     QueryableByName, Selectable, SelectableHelper as _,
 };
+use diesel::serialize::{self, IsNull, Output, ToSql};
 use diesel::sql_types;
 use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
 use serde::{Deserialize, Serialize};
@@ -15,7 +20,7 @@ use service::db::{BoxFuture, Db, DbError};
 use service::deadline::Deadline;
 use uuid::Uuid;
 
-use crate::domain::{Failure, Item, OrderView, Payment, PaymentStatus, Reached, Status, View};
+use crate::domain::{Failure, Item, Moves, OrderView, Payment, PaymentStatus, Reached, Status, View};
 
 diesel::table! {
     order_views (order_id) {
@@ -58,12 +63,12 @@ pub const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
     diesel_migrations::embed_migrations!("../migrations/order-query");
 
 #[derive(Debug, Clone, Queryable, Selectable)]
-#[diesel(table_name = order_views, check_for_backend(diesel::pg::Pg))]
+#[diesel(table_name = order_views, check_for_backend(Pg))]
 struct Row {
     order_id: Uuid,
     user_id: Uuid,
     status: i16,
-    items: serde_json::Value,
+    items: Items,
     total_minor_units: i64,
     currency_code: String,
     order_version: i64,
@@ -77,7 +82,7 @@ struct Row {
 }
 
 #[derive(Debug, Clone, Queryable, Selectable)]
-#[diesel(table_name = order_payments, check_for_backend(diesel::pg::Pg))]
+#[diesel(table_name = order_payments, check_for_backend(Pg))]
 struct PaymentRow {
     payment_id: Uuid,
     order_id: Uuid,
@@ -93,12 +98,37 @@ struct PaymentRow {
     updated_at: DateTime<Utc>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct ItemRow {
     product_id: Uuid,
     quantity: i32,
     unit_price_minor_units: i64,
 }
+
+/// As JSON, without a tree of values in between.
+#[derive(Debug, Clone, FromSqlRow, AsExpression)]
+#[diesel(sql_type = sql_types::Jsonb)]
+struct Items(Vec<ItemRow>);
+
+impl ToSql<sql_types::Jsonb, Pg> for Items {
+    fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> serialize::Result {
+        out.write_all(&[JSONB_VERSION])?;
+        serde_json::to_writer(out, &self.0)?;
+        Ok(IsNull::No)
+    }
+}
+
+impl FromSql<sql_types::Jsonb, Pg> for Items {
+    fn from_sql(value: PgValue<'_>) -> deserialize::Result<Self> {
+        match value.as_bytes() {
+            [JSONB_VERSION, json @ ..] => Ok(Self(serde_json::from_slice(json)?)),
+            _ => Err("an unknown version of jsonb".into()),
+        }
+    }
+}
+
+/// The first byte of jsonb as it is sent.
+const JSONB_VERSION: u8 = 1;
 
 /// Where a page of a user's orders begins: behind this order, newest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,40 +148,19 @@ impl Position {
     }
 }
 
-/// The views of these orders, to be folded on; those that there are.
-pub(crate) async fn load(
-    connection: &mut AsyncPgConnection,
-    orders: &[Uuid],
-) -> QueryResult<HashMap<Uuid, OrderView>> {
-    if orders.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let rows: Vec<Row> = order_views::table
-        .filter(order_views::order_id.eq_any(orders))
-        .select(Row::as_select())
-        .load(connection)
-        .await?;
-    rows.into_iter()
-        .map(|row| Ok((row.order_id, row.view()?)))
-        .collect()
-}
-
-/// Writes the views, whether they are new or not. Each order once.
+/// Writes the views of orders that are new.
 ///
 /// From arrays, a column each: as VALUES, PostgreSQL takes longer to read the statement than to do it.
-pub(crate) async fn save(connection: &mut AsyncPgConnection, views: &[OrderView]) -> QueryResult<()> {
+pub(crate) async fn begin(connection: &mut AsyncPgConnection, views: &[OrderView]) -> QueryResult<()> {
     use sql_types::{Array, BigInt, Jsonb, Nullable, SmallInt, Text, Timestamptz, Uuid};
     if views.is_empty() {
         return Ok(());
     }
-    let rows = views.iter().map(Row::of).collect::<QueryResult<Vec<Row>>>()?;
+    let rows: Vec<Row> = views.iter().map(Row::of).collect();
     diesel::sql_query(
         "INSERT INTO order_views (order_id, user_id, status, items, total_minor_units, currency_code, order_version, placed_at, \
                                   updated_at, pay_by, cancel_reason, tracking_number, carrier, payment_id) \
-         SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
-         ON CONFLICT (order_id) DO UPDATE SET status = excluded.status, order_version = excluded.order_version, \
-             updated_at = excluded.updated_at, cancel_reason = excluded.cancel_reason, \
-             tracking_number = excluded.tracking_number, carrier = excluded.carrier, payment_id = excluded.payment_id",
+         SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
     )
     .bind::<Array<Uuid>, _>(column(&rows, |row| row.order_id))
     .bind::<Array<Uuid>, _>(column(&rows, |row| row.user_id))
@@ -172,16 +181,69 @@ pub(crate) async fn save(connection: &mut AsyncPgConnection, views: &[OrderView]
     Ok(())
 }
 
+/// Writes what became of orders, each once. Returns the position of one that has no view, if there is one: then nothing may be
+/// committed.
+pub(crate) async fn go_on(
+    connection: &mut AsyncPgConnection,
+    orders: &[(Uuid, Moves)],
+) -> QueryResult<Option<usize>> {
+    use sql_types::{Array, BigInt, Nullable, SmallInt, Text, Timestamptz, Uuid};
+    if orders.is_empty() {
+        return Ok(None);
+    }
+    let ids = column(orders, |(order_id, _)| *order_id);
+    let written = diesel::sql_query(
+        "UPDATE order_views v SET status = coalesce(m.status, v.status), order_version = m.order_version, updated_at = m.updated_at, \
+             cancel_reason = coalesce(m.cancel_reason, v.cancel_reason), \
+             tracking_number = coalesce(m.tracking_number, v.tracking_number), carrier = coalesce(m.carrier, v.carrier), \
+             payment_id = coalesce(m.payment_id, v.payment_id) \
+         FROM unnest($1, $2, $3, $4, $5, $6, $7, $8) \
+             AS m(order_id, status, order_version, updated_at, cancel_reason, tracking_number, carrier, payment_id) \
+         WHERE v.order_id = m.order_id",
+    )
+    .bind::<Array<Uuid>, _>(&ids)
+    .bind::<Array<Nullable<SmallInt>>, _>(column(orders, |(_, moves)| moves.status.map(code)))
+    .bind::<Array<BigInt>, _>(column(orders, |(_, moves)| moves.version))
+    .bind::<Array<Timestamptz>, _>(column(orders, |(_, moves)| moves.updated_at))
+    .bind::<Array<Nullable<Text>>, _>(column(orders, |(_, moves)| moves.cancel_reason.as_deref()))
+    .bind::<Array<Nullable<Text>>, _>(column(orders, |(_, moves)| Some(moves.shipment.as_ref()?.tracking_number.as_str())))
+    .bind::<Array<Nullable<Text>>, _>(column(orders, |(_, moves)| Some(moves.shipment.as_ref()?.carrier.as_str())))
+    .bind::<Array<Nullable<Uuid>>, _>(column(orders, |(_, moves)| moves.payment_id))
+    .execute(connection)
+    .await?;
+    if written == orders.len() {
+        return Ok(None);
+    }
+    let known: HashSet<uuid::Uuid> = order_views::table
+        .filter(order_views::order_id.eq_any(&ids))
+        .select(order_views::order_id)
+        .load(connection)
+        .await?
+        .into_iter()
+        .collect();
+    Ok(ids.iter().position(|order_id| !known.contains(order_id)))
+}
+
+/// A payment as a batch tells of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Paying<'a> {
+    /// When the first of its events in the batch happened: of a payment that is new, when it began, however its events are cut into
+    /// batches.
+    pub(crate) first_event_at: DateTime<Utc>,
+    /// As the last one tells it.
+    pub(crate) payment: &'a Payment,
+}
+
 /// Writes payments as their last events tell them, whether they are new or not. Each payment once.
 pub(crate) async fn save_payments(
     connection: &mut AsyncPgConnection,
-    payments: &[&Payment],
+    payments: &[Paying<'_>],
 ) -> QueryResult<()> {
     use sql_types::{Array, BigInt, Bool, Integer, Nullable, SmallInt, Text, Timestamptz, Uuid};
     if payments.is_empty() {
         return Ok(());
     }
-    let rows: Vec<PaymentRow> = payments.iter().map(|payment| PaymentRow::of(payment)).collect();
+    let rows: Vec<PaymentRow> = payments.iter().map(PaymentRow::of).collect();
     diesel::sql_query(
         "INSERT INTO order_payments (payment_id, order_id, status, amount_minor_units, currency_code, brand, last_four, \
                                      failure_reason, another_try, version, first_event_at, updated_at) \
@@ -356,8 +418,8 @@ where
 }
 
 impl Row {
-    fn of(view: &OrderView) -> QueryResult<Self> {
-        let items: Vec<ItemRow> = view
+    fn of(view: &OrderView) -> Self {
+        let items = view
             .items
             .iter()
             .map(|item| ItemRow {
@@ -366,12 +428,11 @@ impl Row {
                 unit_price_minor_units: item.unit_price_minor_units,
             })
             .collect();
-        Ok(Self {
+        Self {
             order_id: view.order_id,
             user_id: view.user_id,
             status: code(view.status),
-            items: serde_json::to_value(items)
-                .map_err(|error| diesel::result::Error::SerializationError(error.into()))?,
+            items: Items(items),
             total_minor_units: view.total_minor_units,
             currency_code: view.currency_code.clone(),
             order_version: view.version,
@@ -382,18 +443,18 @@ impl Row {
             tracking_number: view.tracking_number.clone(),
             carrier: view.carrier.clone(),
             payment_id: view.payment_id,
-        })
+        }
     }
 
     fn view(self) -> QueryResult<OrderView> {
         let unreadable = |error| diesel::result::Error::DeserializationError(error);
-        let items: Vec<ItemRow> =
-            serde_json::from_value(self.items).map_err(|error| unreadable(error.into()))?;
         Ok(OrderView {
             order_id: self.order_id,
             user_id: self.user_id,
             status: status(self.status).ok_or_else(|| unreadable("order_views.status".into()))?,
-            items: items
+            items: self
+                .items
+                .0
                 .into_iter()
                 .map(|item| Item {
                     product_id: item.product_id,
@@ -416,7 +477,8 @@ impl Row {
 }
 
 impl PaymentRow {
-    fn of(payment: &Payment) -> Self {
+    fn of(paying: &Paying<'_>) -> Self {
+        let payment = paying.payment;
         let (status, failure) = match payment.status {
             PaymentStatus::Received => (1, None),
             PaymentStatus::Failed(failure) => (2, Some(failure)),
@@ -433,7 +495,7 @@ impl PaymentRow {
             failure_reason: failure.map(|failure| failure.reason),
             another_try: failure.map(|failure| failure.another_try),
             version: payment.version,
-            first_event_at: payment.updated_at,
+            first_event_at: paying.first_event_at,
             updated_at: payment.updated_at,
         }
     }

@@ -119,7 +119,9 @@ mod tests {
         let script = script(&table, &Layout::default(), &[]);
         // The table itself has columns of its own.
         let own = fill(include_str!("schema/outbox.sql"), &table, "id", "");
-        let beside = script.strip_prefix(&format!("{own}\n")).expect("the table comes first");
+        let beside = script
+            .strip_prefix(&format!("{own}\n"))
+            .expect("the table comes first");
         let file = concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../migrations/consumer/2026-01-04-000002_parking/up.sql"

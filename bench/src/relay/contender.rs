@@ -174,20 +174,6 @@ pub(crate) fn limit(servers: &Servers, database_url: &str, topic: &str) -> Resul
     })
 }
 
-/// Fails when the relay was built with the workspace's tests, which switch failpoints on: they cost something at every record.
-pub(crate) fn check_build() -> Result<()> {
-    let program = paths::binary("outbox-relay")?;
-    let bytes = std::fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
-    // The variable that the crate `fail` reads, where it is switched on.
-    let name = b"FAILPOINTS";
-    ensure!(
-        !bytes.windows(name.len()).any(|window| window == name),
-        "{} has failpoints; build it as it is released: cargo build --release -p outbox-relay -p bench",
-        program.display()
-    );
-    Ok(())
-}
-
 /// The relay, from where its table says.
 pub(crate) async fn relay(
     servers: &Servers,

@@ -37,7 +37,7 @@ const COPY: &str =
    FROM outbox) TO STDOUT (FORMAT binary)";
 
 /// As the relay has it: defaults and what it fixes, in `outbox-relay/src/config/producer.rs`.
-const PRODUCER: [(&str, &str); 11] = [
+pub(crate) const PRODUCER: [(&str, &str); 11] = [
     ("linger.ms", "0"),
     ("compression.type", "lz4"),
     ("batch.num.messages", "10000"),

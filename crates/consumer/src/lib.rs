@@ -9,6 +9,7 @@ mod runtime;
 mod status;
 
 mod inbox;
+mod indexes;
 mod intake;
 mod kafka;
 mod lane;

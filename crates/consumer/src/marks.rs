@@ -96,16 +96,52 @@ pub(crate) struct Advance {
     pub(crate) to: Mark,
 }
 
+/// The marks of entities that have one.
+pub(crate) type Marks<'a> = HashMap<Key<'a>, Mark, ahash::RandomState>;
+
 const NO_MARK: Mark = Mark {
     version: 0,
     event_id: None,
     parked: false,
 };
 
-/// Decides about `records`, which are in order, given the marks as they were read.
+/// Which marks are taken for granted when `records` come, which are in order, and which have to be looked up.
+///
+/// Nearly always, the first record of an entity in a batch is the next one of it, and nothing of it is parked: then its mark need not
+/// be read to be moved, since [`advance`] moves it only from there. Whoever presumes wrongly has done nothing, and looks.
+pub(crate) fn presume<'a>(
+    records: &[Candidate<'a>],
+    is_parked: impl Fn(&Key<'a>) -> bool,
+    start: impl Fn(&str) -> Start,
+) -> (Marks<'a>, Vec<Key<'a>>) {
+    let mut presumed: HashMap<Key<'a>, Option<Mark>, ahash::RandomState> = HashMap::default();
+    let mut unknown: HashSet<Key<'a>, ahash::RandomState> = HashSet::default();
+    for record in records {
+        let Some(entity) = record.entity else { continue };
+        let key: Key<'a> = (record.topic, entity);
+        match record.event {
+            Some((version, _)) if !record.refused && record.known == Known::Nothing => {
+                presumed.entry(key).or_insert((version > 1).then_some(Mark {
+                    version: version - 1,
+                    event_id: None,
+                    parked: false,
+                }));
+            }
+            // It would be parked, with the mark's event, which is not known.
+            _ => _ = unknown.insert(key),
+        }
+    }
+    let is_known = |key: &Key<'a>| start(key.0) == Start::Beginning && !is_parked(key);
+    unknown.extend(presumed.keys().filter(|key| !is_known(key)));
+    presumed.retain(|key, _| !unknown.contains(key));
+    let marks = presumed.into_iter().filter_map(|(key, mark)| Some((key, mark?)));
+    (marks.collect(), unknown.into_iter().collect())
+}
+
+/// Decides about `records`, which are in order, given the marks as they were read or presumed.
 pub(crate) fn plan<'a>(
     records: &[Candidate<'a>],
-    marks: &HashMap<(String, String), Mark>,
+    marks: &Marks<'a>,
     start: impl Fn(&str) -> Start,
 ) -> Plan<'a> {
     let mut plan = Plan::default();
@@ -124,7 +160,7 @@ pub(crate) fn plan<'a>(
             continue;
         };
         let key: Key<'a> = (record.topic, entity);
-        let read = marks.get(&(key.0.to_owned(), key.1.to_owned())).copied();
+        let read = marks.get(&key).copied();
         let moved = plan.advances.get(&key).map(|advance| advance.to);
         let now = moved.or(read).unwrap_or(NO_MARK);
         let park = |plan: &mut Plan<'a>, why| {
@@ -160,7 +196,8 @@ pub(crate) fn plan<'a>(
             continue;
         }
         if version <= now.version {
-            if version == now.version && now.event_id != Some(event_id) {
+            // The event of a mark that is presumed is not known; a repeat of that is seen before the mark is moved.
+            if version == now.version && now.event_id.is_some_and(|known| known != event_id) {
                 plan.ghosts.push(position);
             }
             plan.repeats.push(position);
@@ -216,25 +253,33 @@ pub(crate) enum Generation {
 
 /// The marks that were asked for, and their generation.
 #[derive(Debug)]
-pub(crate) struct Read {
+pub(crate) struct Read<'a> {
     pub(crate) generation: i32,
-    pub(crate) marks: HashMap<(String, String), Mark>,
+    pub(crate) marks: Marks<'a>,
 }
 
 #[derive(QueryableByName)]
 struct MarkRow {
     #[diesel(sql_type = Integer)]
     generation: i32,
-    #[diesel(sql_type = Nullable<Text>)]
-    topic: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    entity_id: Option<String>,
+    #[diesel(sql_type = BigInt)]
+    position: i64,
     #[diesel(sql_type = Nullable<BigInt>)]
     version: Option<i64>,
     #[diesel(sql_type = Nullable<SqlUuid>)]
     event_id: Option<Uuid>,
     #[diesel(sql_type = Nullable<Bool>)]
     parked: Option<bool>,
+}
+
+impl Generation {
+    /// In SQL, the number that `$n` has is meant, or the one that is live where that is NULL.
+    fn given(self) -> Option<i32> {
+        match self {
+            Self::Live => None,
+            Self::Of(generation) => Some(generation),
+        }
+    }
 }
 
 /// Reads the marks of these entities, each of which may come more than once.
@@ -245,30 +290,26 @@ pub(crate) async fn read<'a>(
     connection: &mut AsyncPgConnection,
     consumer: &str,
     generation: Generation,
-    keys: impl Iterator<Item = Key<'a>>,
-) -> QueryResult<Read> {
+    keys: impl IntoIterator<Item = Key<'a>>,
+) -> QueryResult<Read<'a>> {
     // One that nothing has: there is always a row to tell the generation.
-    let mut keys: Vec<Key<'_>> = keys.chain([("", "")]).collect();
+    let mut keys: Vec<Key<'a>> = keys.into_iter().chain([("", "")]).collect();
     keys.sort_unstable();
     keys.dedup();
-    let (topics, entities): (Vec<&str>, Vec<&str>) = keys.into_iter().unzip();
-    let given = match generation {
-        Generation::Live => None,
-        Generation::Of(generation) => Some(generation),
-    };
+    let (topics, entities): (Vec<&str>, Vec<&str>) = keys.iter().copied().unzip();
     let rows: Vec<MarkRow> = diesel::sql_query(
         "WITH g AS MATERIALIZED ( \
              SELECT coalesce($4, (SELECT live FROM consumer_generations WHERE consumer = $1), 1) AS generation \
          ) \
-         SELECT (SELECT generation FROM g) AS generation, m.topic, m.entity_id, m.version, m.event_id, m.parked \
-         FROM unnest($2, $3) AS k(topic, entity_id) \
+         SELECT (SELECT generation FROM g) AS generation, k.position, m.version, m.event_id, m.parked \
+         FROM unnest($2, $3) WITH ORDINALITY AS k(topic, entity_id, position) \
          LEFT JOIN LATERAL (SELECT * FROM consumer_marks m WHERE m.consumer = $1 AND m.generation = (SELECT generation FROM g) \
               AND m.topic = k.topic AND m.entity_id = k.entity_id OFFSET 0) m ON true",
     )
     .bind::<Text, _>(consumer)
     .bind::<Array<Text>, _>(topics)
     .bind::<Array<Text>, _>(entities)
-    .bind::<Nullable<Integer>, _>(given)
+    .bind::<Nullable<Integer>, _>(generation.given())
     .load(connection)
     .await?;
     let generation = rows.as_slice().first().ok_or(diesel::NotFound)?.generation;
@@ -278,7 +319,8 @@ pub(crate) async fn read<'a>(
             event_id: row.event_id,
             parked: row.parked?,
         };
-        Some(((row.topic?, row.entity_id?), mark))
+        let position = usize::try_from(row.position).ok()?.checked_sub(1)?;
+        Some((*keys.get(position)?, mark))
     };
     Ok(Read {
         generation,
@@ -288,20 +330,23 @@ pub(crate) async fn read<'a>(
 
 #[derive(QueryableByName)]
 struct Moved {
+    #[diesel(sql_type = Integer)]
+    generation: i32,
     #[diesel(sql_type = BigInt)]
     moved: i64,
 }
 
-/// Moves the marks; `false` when one of them was moved by someone else since it was read: roll back and decide again.
+/// Moves the marks, and returns their generation; nothing when one of them is not where it was read or presumed to be: roll back and
+/// decide again.
 ///
 /// Whoever had to wait for another transaction finds the row elsewhere (`ctid`), and moves it no more. Keys are taken in order, so that two instances with the same entities rarely deadlock; when they do, PostgreSQL ends one of them
 /// and it is decided again too.
 pub(crate) async fn advance(
     connection: &mut AsyncPgConnection,
     consumer: &str,
-    generation: i32,
+    generation: Generation,
     advances: &BTreeMap<Key<'_>, Advance>,
-) -> QueryResult<bool> {
+) -> QueryResult<Option<i32>> {
     let (topics, entities): (Vec<&str>, Vec<&str>) = advances.keys().copied().unzip();
     let from = |advance: &Advance| advance.from.unwrap_or(NO_MARK);
     let column = advances.values();
@@ -311,27 +356,29 @@ pub(crate) async fn advance(
     let versions: Vec<i64> = column.clone().map(|advance| advance.to.version).collect();
     let events: Vec<Option<Uuid>> = column.clone().map(|advance| advance.to.event_id).collect();
     let parked: Vec<bool> = column.map(|advance| advance.to.parked).collect();
-    let Moved { moved } = diesel::sql_query(
-        "WITH given AS ( \
+    let Moved { generation, moved } = diesel::sql_query(
+        "WITH n AS MATERIALIZED ( \
+             SELECT coalesce($2, (SELECT live FROM consumer_generations WHERE consumer = $1), 1) AS generation \
+         ), given AS ( \
              SELECT * FROM unnest($3, $4, $5, $6, $7, $8, $9, $10) \
                  AS g(topic, entity_id, is_there, from_version, from_parked, version, event_id, parked) \
          ), changed AS ( \
              UPDATE consumer_marks m SET version = g.version, event_id = g.event_id, parked = g.parked \
              FROM given g CROSS JOIN LATERAL ( \
-                 SELECT ctid FROM consumer_marks k WHERE k.consumer = $1 AND k.generation = $2 AND k.topic = g.topic \
+                 SELECT ctid FROM consumer_marks k WHERE k.consumer = $1 AND k.generation = (SELECT generation FROM n) AND k.topic = g.topic \
                     AND k.entity_id = g.entity_id AND k.version = g.from_version AND k.parked = g.from_parked OFFSET 0) k \
              WHERE g.is_there AND m.ctid = k.ctid AND m.version = g.from_version AND m.parked = g.from_parked \
              RETURNING 1 \
          ), made AS ( \
              INSERT INTO consumer_marks (consumer, generation, topic, entity_id, version, event_id, parked) \
-             SELECT $1, $2, topic, entity_id, version, event_id, parked FROM given WHERE NOT is_there \
+             SELECT $1, (SELECT generation FROM n), topic, entity_id, version, event_id, parked FROM given WHERE NOT is_there \
              ON CONFLICT DO NOTHING \
              RETURNING 1 \
          ) \
-         SELECT (SELECT count(*) FROM changed) + (SELECT count(*) FROM made) AS moved",
+         SELECT generation, (SELECT count(*) FROM changed) + (SELECT count(*) FROM made) AS moved FROM n",
     )
     .bind::<Text, _>(consumer)
-    .bind::<Integer, _>(generation)
+    .bind::<Nullable<Integer>, _>(generation.given())
     .bind::<Array<Text>, _>(topics)
     .bind::<Array<Text>, _>(entities)
     .bind::<Array<Bool>, _>(exists)
@@ -342,7 +389,7 @@ pub(crate) async fn advance(
     .bind::<Array<Bool>, _>(parked)
     .get_result(connection)
     .await?;
-    Ok(moved == advances.len() as i64)
+    Ok((moved == advances.len() as i64).then_some(generation))
 }
 
 #[cfg(test)]
@@ -384,18 +431,16 @@ mod tests {
         }
     }
 
-    fn marked(entity: &str, version: i64, parked: bool) -> ((String, String), Mark) {
+    fn marked(entity: &str, version: i64, parked: bool) -> (Key<'_>, Mark) {
         let mark = Mark {
             version,
             event_id: (version > 0).then(|| event_id(entity, version)),
             parked,
         };
-        (("t".into(), entity.into()), mark)
+        (("t", entity), mark)
     }
 
-    type Marks = HashMap<(String, String), Mark>;
-
-    fn from_beginning<'a>(records: &[Candidate<'a>], marks: &Marks) -> Plan<'a> {
+    fn from_beginning<'a>(records: &[Candidate<'a>], marks: &Marks<'a>) -> Plan<'a> {
         plan(records, marks, |_| Start::Beginning)
     }
 
@@ -406,7 +451,7 @@ mod tests {
     #[test]
     fn repeats_are_recognised_against_the_mark_and_within_the_batch() {
         let records = [event("a", 2), event("a", 3), event("a", 3), event("b", 1)];
-        let plan = from_beginning(&records, &[marked("a", 2, false)].into());
+        let plan = from_beginning(&records, &Marks::from_iter([marked("a", 2, false)]));
         assert_eq!((plan.fresh, plan.repeats), (vec![1, 3], vec![0, 2]));
     }
 
@@ -430,7 +475,9 @@ mod tests {
             uncounted("a", 6, Known::Nothing),
             uncounted("a", 7, Known::Parked),
         ];
-        let plan = plan(&records, &[marked("a", 4, false)].into(), |_| Start::Uncounted);
+        let plan = plan(&records, &Marks::from_iter([marked("a", 4, false)]), |_| {
+            Start::Uncounted
+        });
         assert_eq!((&plan.fresh, &plan.discarded), (&vec![1, 4], &vec![3]));
         assert_eq!(plan.repeats, [0, 2, 7]);
         assert_eq!(parks(&plan), [(5, Why::Refused), (6, Why::Behind)]);
@@ -451,7 +498,7 @@ mod tests {
             event("a", 4),
             event("a", 1),
         ];
-        let plan = from_beginning(&records, &Marks::new());
+        let plan = from_beginning(&records, &Marks::default());
         assert_eq!(parks(&plan), [(1, Why::Gap { expected: 2 }), (3, Why::Behind)]);
         assert_eq!((&plan.fresh, &plan.repeats), (&vec![0, 2], &vec![4]));
         let a = plan.advances[&("t", "a")];
@@ -461,7 +508,7 @@ mod tests {
     #[test]
     fn a_refused_record_parks_what_follows_of_its_entity() {
         let records = [refused("a", 1), event("a", 2), event("b", 1), event("a", 2)];
-        let plan = from_beginning(&records, &Marks::new());
+        let plan = from_beginning(&records, &Marks::default());
         assert_eq!(parks(&plan), [(0, Why::Refused), (1, Why::Behind)]);
         assert_eq!(
             (&plan.fresh, &plan.repeats),
@@ -479,7 +526,7 @@ mod tests {
 
     #[test]
     fn a_repeat_that_would_be_refused_is_a_repeat() {
-        let plan = from_beginning(&[refused("a", 2)], &[marked("a", 2, false)].into());
+        let plan = from_beginning(&[refused("a", 2)], &Marks::from_iter([marked("a", 2, false)]));
         assert_eq!((plan.parks, plan.repeats), (vec![], vec![0]));
     }
 
@@ -487,7 +534,7 @@ mod tests {
     fn behind_a_parked_entity_its_mark_is_held_to_stay_parked() {
         let plan = from_beginning(
             &[event("a", 4), unreadable(Some("a"))],
-            &[marked("a", 2, true)].into(),
+            &Marks::from_iter([marked("a", 2, true)]),
         );
         assert_eq!(parks(&plan), [(0, Why::Behind), (1, Why::Behind)]);
         let Advance { from, to } = plan.advances[&("t", "a")];
@@ -507,7 +554,7 @@ mod tests {
             seen,
             event("b", 1),
         ];
-        let plan = from_beginning(&records, &Marks::new());
+        let plan = from_beginning(&records, &Marks::default());
         assert_eq!(
             parks(&plan),
             [(0, Why::Refused), (1, Why::Refused), (2, Why::Behind)]
@@ -521,7 +568,10 @@ mod tests {
             known: Known::Discarded,
             ..refused("a", 5)
         };
-        let plan = from_beginning(&[given_up, event("a", 6)], &[marked("a", 3, false)].into());
+        let plan = from_beginning(
+            &[given_up, event("a", 6)],
+            &Marks::from_iter([marked("a", 3, false)]),
+        );
         assert_eq!((&plan.discarded, &plan.fresh), (&vec![0], &vec![1]));
         assert!(plan.parks.is_empty());
     }
@@ -529,9 +579,9 @@ mod tests {
     #[test]
     fn without_a_mark_the_first_version_is_one_unless_there_is_a_baseline() {
         let records = [event("a", 5), event("a", 6), event("a", 8)];
-        let plan = from_beginning(&records, &Marks::new());
+        let plan = from_beginning(&records, &Marks::default());
         assert_eq!(plan.parks[0].why, Why::Gap { expected: 1 });
-        let plan = super::plan(&records, &Marks::new(), |_| Start::Baseline);
+        let plan = super::plan(&records, &Marks::default(), |_| Start::Baseline);
         assert_eq!(plan.fresh, [0, 1]);
         assert_eq!(parks(&plan), [(2, Why::Gap { expected: 7 })]);
     }
@@ -542,7 +592,10 @@ mod tests {
             event: Some((2, Uuid::from_u128(99))),
             ..event("a", 2)
         };
-        let plan = from_beginning(&[other, event("a", 1)], &[marked("a", 2, false)].into());
+        let plan = from_beginning(
+            &[other, event("a", 1)],
+            &Marks::from_iter([marked("a", 2, false)]),
+        );
         assert_eq!((plan.ghosts, plan.repeats), (vec![0], vec![0, 1]));
     }
 
@@ -563,7 +616,7 @@ mod tests {
                         .map(move |((entity, _), bad)| Candidate { refused: version == *bad, ..event(entity, version) })
                 })
                 .collect();
-            let mut marks = Marks::new();
+            let mut marks = Marks::default();
             let mut applied: Vec<(&str, i64)> = Vec::new();
             let mut waiting: Vec<(&str, i64)> = Vec::new();
             let mut reached = 0_usize;
@@ -588,10 +641,25 @@ mod tests {
                         waiting.push(name(park.position));
                     }
                 }
+                // Who presumes the marks decides the same, or finds one of them elsewhere and looks.
+                let parked = |key: &Key<'_>| marks.get(key).is_some_and(|mark| mark.parked);
+                let (mut presumed, unknown) = presume(batch, parked, |_| Start::Beginning);
+                presumed.extend(unknown.iter().filter_map(|key| Some((*key, *marks.get(key)?))));
+                let blind = from_beginning(batch, &presumed);
+                let state = |mark: Option<Mark>| mark.map(|mark| (mark.version, mark.parked));
+                let holds = blind.advances.iter().all(|(key, advance)| state(advance.from) == state(marks.get(key).copied()));
+                if holds {
+                    let told = |plan: &Plan<'_>| (plan.fresh.clone(), plan.repeats.clone(), plan.parks.clone());
+                    prop_assert_eq!(told(&blind), told(&plan));
+                    let moves = |plan: &Plan<'_>| {
+                        let moves = plan.advances.iter().map(|(key, advance)| (key.1.to_owned(), advance.to));
+                        moves.collect::<Vec<_>>()
+                    };
+                    prop_assert_eq!(moves(&blind), moves(&plan));
+                }
                 for (key, advance) in &plan.advances {
-                    let key = (key.0.to_owned(), key.1.to_owned());
-                    prop_assert_eq!(marks.get(&key).copied(), advance.from);
-                    marks.insert(key, advance.to);
+                    prop_assert_eq!(marks.get(key).copied(), advance.from);
+                    marks.insert(*key, advance.to);
                 }
                 reached = reached.max(to);
             }

@@ -1,7 +1,8 @@
 //! Building a projection anew beside the live one, and putting it in its place.
 //!
 //! The new generation has tables in a schema of its own, made by the service's migrations, and marks and parked records of its own. It is
-//! fed by the same runtime in a Kafka group of its own, so it goes on where it was when it is started again. See decision 33.
+//! fed by the same runtime in a Kafka group of its own, so it goes on where it was when it is started again. Its indexes are made
+//! at the end. See decisions 33 and 37.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::handler::{self, BoxError, Handler};
+use crate::indexes;
 use crate::lane::{Lane, quoted, swap_lock};
 use crate::metrics::{Metrics, RebuildMetrics};
 use crate::runtime::{BuildError, Consumer, RunError};
@@ -193,25 +195,36 @@ impl<H: Handler> Rebuild<H> {
         self.remove_old_marks(alone).await?;
         let schema = self.schema(generation);
         self.make_tables(&schema).await?;
+        indexes::take_away(alone, &schema).await?;
+        let mut is_indexed = false;
         let lane = Lane::Rebuild {
             generation,
             schema: schema.clone(),
         };
         let topics = Topics::new(&self.config, &lane)?;
         let first = topics.committed().await?;
+        // Where the feed began.
+        let mut reached = first.clone();
         let mut feed = self.feed(&lane)?;
         let mut last_told = Instant::now();
         loop {
             let ends = topics.ends().await?;
-            let positions = feed.positions(&first);
+            let positions = feed.positions(&reached);
             let progress = progress(generation, &first, &positions, &ends, begun.elapsed());
             if last_told.elapsed() >= Duration::from_secs(1) {
                 told(progress);
                 last_told = Instant::now();
             }
             let left = progress.total.saturating_sub(progress.done);
-            if left as f64 <= progress.rate * NEAR.as_secs_f64() {
-                match self.swap(&topics, &first, feed, generation, &schema).await? {
+            if left as f64 <= progress.rate * NEAR.as_secs_f64() && !is_indexed {
+                // Nobody is to wait for the tables with a deadline meanwhile.
+                feed.stop().await?;
+                reached = feed.positions(&reached);
+                indexes::make(alone, &schema).await?;
+                is_indexed = true;
+                feed = self.feed(&lane)?;
+            } else if left as f64 <= progress.rate * NEAR.as_secs_f64() {
+                match self.swap(&topics, &reached, feed, generation, &schema).await? {
                     Swap::Done(swap) => {
                         told(Progress {
                             done: progress.total,

@@ -1,8 +1,8 @@
 //! A worker: takes one batch at a time and brings it to an end.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{TimeDelta, Utc};
@@ -23,7 +23,7 @@ use crate::handler::{self, BoxError, Handler, HandlerError, Incoming};
 use crate::inbox;
 use crate::intake::{Claim, End, Item, Settled};
 use crate::lane::Lane;
-use crate::marks::{self, Candidate, Plan, Why};
+use crate::marks::{self, Candidate, Generation, Key, Known, Marks, Plan, Why};
 use crate::metrics::Metrics;
 use crate::parked::{self, Body, NewParked};
 use crate::record::{Decoded, RawRecord, Record, RecordError};
@@ -155,6 +155,9 @@ enum Failure {
     Waiting(#[source] BoxError),
     #[error("another instance moved a mark")]
     Conflict,
+    /// Nothing was done: the marks have to be read.
+    #[error("a mark is not where it was presumed to be")]
+    Presumption,
     /// The record at this position can never be handled.
     #[error("a record was refused")]
     Refused(usize, #[source] BoxError),
@@ -170,10 +173,66 @@ pub(crate) async fn run<H: Handler>(
     mut work: mpsc::Receiver<Vec<Item>>,
     finished: mpsc::Sender<Finished>,
 ) {
+    let memory = Memory::default();
     while let Some(batch) = work.recv().await {
-        let batch = Batch::new(worker, &shared, batch).run().await;
+        let batch = Batch::new(worker, &shared, &memory, batch).run().await;
         if finished.send(batch).await.is_err() {
             return;
+        }
+    }
+}
+
+/// What a worker remembers of marks, so that it need not read them. All of it may be wrong: the database decides.
+#[derive(Debug, Default)]
+struct Memory(Mutex<Remembered>);
+
+#[derive(Debug, Default)]
+struct Remembered {
+    /// Marks were where they were presumed to be. Not so at first, since what was done last before a crash comes again.
+    trusts: bool,
+    /// Entities found parked, whose later records come all the time.
+    parked: HashSet<(String, String)>,
+}
+
+impl Memory {
+    /// Forgotten all at once beyond so many: that costs a few reads.
+    const MOST_PARKED: usize = 50_000;
+
+    fn lock(&self) -> MutexGuard<'_, Remembered> {
+        // Nothing in here panics between two changes that belong together.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The marks that are taken for granted, and whose have to be read; nothing when all have to be.
+    fn presume<'e>(&self, records: &[Candidate<'e>], config: &Config) -> Option<(Marks<'e>, Vec<Key<'e>>)> {
+        let memory = self.lock();
+        if !memory.trusts {
+            return None;
+        }
+        let is_parked = |(topic, entity): &Key<'_>| {
+            !memory.parked.is_empty()
+                && memory
+                    .parked
+                    .contains(&((*topic).to_owned(), (*entity).to_owned()))
+        };
+        Some(marks::presume(records, is_parked, |topic| config.start(topic)))
+    }
+
+    /// One was not where it was presumed to be.
+    fn was_wrong(&self) {
+        self.lock().trusts = false;
+    }
+
+    /// After a commit: `plan` is what was done.
+    fn learn(&self, plan: &Plan<'_>) {
+        let mut memory = self.lock();
+        // Repeats come in rows, and each would have been presumed wrongly.
+        memory.trusts = plan.repeats.is_empty();
+        for ((topic, entity), _) in plan.advances.iter().filter(|(_, advance)| advance.to.parked) {
+            if memory.parked.len() >= Self::MOST_PARKED {
+                memory.parked.clear();
+            }
+            memory.parked.insert(((*topic).to_owned(), (*entity).to_owned()));
         }
     }
 }
@@ -192,13 +251,14 @@ struct Entry<E> {
 struct Batch<'a, H: Handler> {
     worker: usize,
     shared: &'a Shared<H>,
+    memory: &'a Memory,
     entries: Vec<Entry<H::Event>>,
     pause: Duration,
     failures: u32,
 }
 
 impl<'a, H: Handler> Batch<'a, H> {
-    fn new(worker: usize, shared: &'a Shared<H>, items: Vec<Item>) -> Self {
+    fn new(worker: usize, shared: &'a Shared<H>, memory: &'a Memory, items: Vec<Item>) -> Self {
         let read = |item: Item| {
             let (content, refusal) = Content::read(item.content, &shared.handler, shared.config.max_ahead);
             Entry {
@@ -213,6 +273,7 @@ impl<'a, H: Handler> Batch<'a, H> {
         Self {
             worker,
             shared,
+            memory,
             entries: items.into_iter().map(read).collect(),
             pause: shared.config.backoff.0,
             failures: 0,
@@ -261,6 +322,10 @@ impl<'a, H: Handler> Batch<'a, H> {
             Err(Failure::Conflict) => {
                 self.shared.metrics.error("conflict");
                 self.shared.metrics.retries.inc();
+                vec![group]
+            }
+            Err(Failure::Presumption) => {
+                self.memory.was_wrong();
                 vec![group]
             }
             Err(Failure::Refused(position, source)) if position < group.len() => {
@@ -370,6 +435,7 @@ impl<'a, H: Handler> Batch<'a, H> {
         AnsiTransactionManager::commit_transaction(connection)
             .await
             .map_err(Failure::Database)?;
+        self.memory.learn(&applied.plan);
         self.committed(applied, entries, begun.elapsed());
         Ok(())
     }
@@ -392,23 +458,8 @@ impl<'a, H: Handler> Batch<'a, H> {
         entries: &[&'e Entry<H::Event>],
     ) -> Result<Applied<'e, H>, Failure> {
         let Shared { config, lane, .. } = self.shared;
-        let keys = entries
-            .iter()
-            .filter_map(|entry| Some((entry.content.topic(), entry.content.entity()?)));
-        let read = marks::read(connection, &config.group, lane.generation(), keys)
-            .await
-            .map_err(Failure::Database)?;
         let bodies: Vec<Body<'_>> = entries.iter().map(|entry| entry.content.body()).collect();
-        let before = parked::look_up(
-            connection,
-            &config.group,
-            read.generation,
-            &bodies,
-            lane.is_rebuild(),
-        )
-        .await
-        .map_err(Failure::Database)?;
-        let candidate = |(entry, body): (&&'e Entry<H::Event>, &Body<'_>)| Candidate {
+        let candidate = |entry: &&'e Entry<H::Event>| Candidate {
             topic: entry.content.topic(),
             entity: entry.content.entity(),
             event: entry
@@ -416,23 +467,57 @@ impl<'a, H: Handler> Batch<'a, H> {
                 .record()
                 .map(|record| (record.envelope.version, record.envelope.event_id)),
             refused: entry.refusal.is_some(),
-            known: before.of(*body),
+            known: Known::Nothing,
         };
-        let candidates: Vec<Candidate<'e>> = entries.iter().zip(&bodies).map(candidate).collect();
-        let plan = marks::plan(&candidates, &read.marks, |topic| config.start(topic));
-        if !plan.advances.is_empty() {
-            // Before the handler: whoever has the same records waits here, and has done nothing yet.
-            let moved = marks::advance(connection, &config.group, read.generation, &plan.advances)
+        let mut candidates: Vec<Candidate<'e>> = entries.iter().map(candidate).collect();
+        let presumed = self.memory.presume(&candidates, config);
+        let is_presumed = presumed.is_some();
+        let (mut marks, unknown) = presumed.unwrap_or_else(|| {
+            let keys = candidates
+                .iter()
+                .filter_map(|candidate| Some((candidate.topic, candidate.entity?)));
+            (Marks::default(), keys.collect())
+        });
+        let mut generation = match lane.generation() {
+            Generation::Of(generation) => Some(generation),
+            Generation::Live => None,
+        };
+        if !unknown.is_empty() || candidates.iter().any(|candidate| candidate.entity.is_none()) {
+            let read = marks::read(connection, &config.group, lane.generation(), unknown)
                 .await
-                .map_err(permanent_or_not)?;
-            if !moved {
-                return Err(Failure::Conflict);
+                .map_err(Failure::Database)?;
+            generation = Some(read.generation);
+            marks.extend(read.marks);
+        }
+        if let Some(generation) = generation {
+            let before = parked::look_up(connection, &config.group, generation, &bodies, lane.is_rebuild())
+                .await
+                .map_err(Failure::Database)?;
+            for (candidate, body) in candidates.iter_mut().zip(&bodies) {
+                candidate.known = before.of(*body);
             }
         }
-        self.note_seen(connection, entries, &plan, read.generation)
-            .await?;
+        let plan = marks::plan(&candidates, &marks, |topic| config.start(topic));
+        if !plan.advances.is_empty() {
+            // Before the handler: whoever has the same records waits here, and has done nothing yet.
+            let moved = marks::advance(connection, &config.group, lane.generation(), &plan.advances)
+                .await
+                .map_err(permanent_or_not)?;
+            generation = match moved {
+                Some(generation) => Some(generation),
+                None if is_presumed => return Err(Failure::Presumption),
+                None => return Err(Failure::Conflict),
+            };
+        }
+        if let Some(generation) = generation {
+            self.note_seen(connection, entries, &plan, generation).await?;
+        }
         let effect = self.effect(connection, entries, &plan).await?;
-        let parked = self.park(connection, entries, &plan, read.generation).await?;
+        let parked = match generation {
+            Some(generation) => self.park(connection, entries, &plan, generation).await?,
+            // Nothing was read, and no mark was moved: there was nothing to do.
+            None => Vec::new(),
+        };
         if effect.is_some() {
             // A handler that swallowed a database error left the transaction aborted, and PostgreSQL answers COMMIT of such
             // a transaction with a rollback and no error. This statement fails then.
@@ -559,12 +644,13 @@ impl<'a, H: Handler> Batch<'a, H> {
         }
         let fresh = incoming(entries, &plan);
         let now = Utc::now();
+        let mut ages: BTreeMap<&str, prometheus::Histogram> = BTreeMap::new();
         for Incoming { record, .. } in &fresh {
             let age = (now - record.envelope.occurred_at).as_seconds_f64().max(0.0);
-            metrics
-                .end_to_end_seconds
-                .with_label_values(&[&*record.topic])
-                .observe(age);
+            let of_topic = ages
+                .entry(&*record.topic)
+                .or_insert_with(|| metrics.end_to_end_seconds.with_label_values(&[&*record.topic]));
+            of_topic.observe(age);
             tracing::debug!(
                 event.id = %record.envelope.event_id,
                 event.r#type = record.envelope.event_type,
@@ -582,6 +668,7 @@ impl<'a, H: Handler> Batch<'a, H> {
             tell_parked(&entries[*position].content, kind, error);
         }
         let done = parked.iter().map(|(position, ..)| position);
+        let mut outcomes: BTreeMap<(&str, &str), u64> = BTreeMap::new();
         for (outcome, positions) in [
             ("applied", plan.fresh.iter().collect::<Vec<_>>()),
             ("repeat", plan.repeats.iter().collect()),
@@ -590,8 +677,14 @@ impl<'a, H: Handler> Batch<'a, H> {
         ] {
             for position in positions {
                 let topic = entries[*position].content.topic();
-                metrics.messages.with_label_values(&[topic, outcome]).inc();
+                *outcomes.entry((topic, outcome)).or_default() += 1;
             }
+        }
+        for ((topic, outcome), count) in outcomes {
+            metrics
+                .messages
+                .with_label_values(&[topic, outcome])
+                .inc_by(count);
         }
         metrics.batch_records.observe(entries.len() as f64);
         metrics.batch_seconds.observe(took.as_secs_f64());

@@ -81,28 +81,33 @@ impl Builder {
 
     /// Runs a command that ends by itself, such as `migrate`. Fails with the end of its log if it fails.
     pub async fn run_to_end(self) -> Result<()> {
-        let command = self
-            .args
-            .iter()
-            .map(|arg| arg.to_string_lossy())
-            .collect::<Vec<_>>()
-            .join(" ");
-        let name = format!("{} {command}", self.binary);
-        let log = self.folder.join(format!(
-            "{}-{}.log",
-            self.instance,
-            command.replace([' ', '/'], "-")
-        ));
-        let mut child = self.launch(name.clone(), log.clone())?.spawn()?;
+        let mut child = self.command()?;
         let status = child.wait(RUN_LIMIT).await?;
         if !status.success() {
             bail!(
-                "{name} failed ({status}); the end of its log {}:\n{}",
-                log.display(),
-                child::tail(&log, 20)
+                "{} failed ({status}); the end of its log {}:\n{}",
+                self.command_name(),
+                child.log().display(),
+                child::tail(child.log(), 20)
             );
         }
         Ok(())
+    }
+
+    /// Starts a command that ends by itself.
+    pub fn command(&self) -> Result<Child> {
+        let name = self.command_name();
+        let file = name
+            .replacen(&self.binary, &self.instance, 1)
+            .replace([' ', '/'], "-");
+        let log = self.folder.join(format!("{file}.log"));
+        self.launch(name, log)?.spawn()
+    }
+
+    /// With its arguments.
+    fn command_name(&self) -> String {
+        let args = self.args.iter().map(|arg| arg.to_string_lossy());
+        args.fold(self.binary.clone(), |name, arg| format!("{name} {arg}"))
     }
 
     /// Starts it and waits until it listens; see [`Process::ready`] for the rest.

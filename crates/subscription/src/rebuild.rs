@@ -44,7 +44,7 @@ impl Rebuild {
     ) -> Result<(), BoxError> {
         // It has the machine to itself, and latency does not matter.
         let config = Config {
-            batch_records: config.batch_records.max(2_000),
+            batch_records: config.batch_records.max(5_000),
             in_flight_records: config.in_flight_records.max(200_000),
             in_flight_bytes: config.in_flight_bytes.max(256 << 20),
             ..config

@@ -111,6 +111,24 @@ async fn a_view_shows_every_payment_oldest_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_happened_first_comes_first_also_when_all_of_it_comes_at_once() {
+    let stage = Stage::new().await;
+    let (user, order) = (Uuid::now_v7(), Uuid::now_v7());
+    let [second, first] = [Uuid::now_v7(), Uuid::now_v7()];
+    stage.publish(order, 1, placed(user, 1)).await;
+    stage.publish_payment(first, 1, 10, received(order)).await;
+    stage
+        .publish_payment(second, 1, 20, failed(order, DECLINED, true))
+        .await;
+    stage.publish_payment(first, 2, 30, refunded(order)).await;
+    // Only now, so that one batch has both events of the first.
+    let replica = stage.replica().await;
+    let view = view_with(&replica, user, order, &[2, 1]).await;
+    assert_eq!(view.payments[0].payment_id, first.to_string());
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn payments_may_come_before_their_order() {
     let stage = Stage::new().await;
     let replicas = stage.two_replicas().await;
