@@ -2,6 +2,7 @@
 //! measured how.
 #![expect(clippy::print_stderr, reason = "a command line tool talks to its terminal")]
 
+mod inventory;
 mod meter;
 mod relay;
 mod report;
@@ -30,6 +31,8 @@ struct Cli {
 enum Command {
     /// The relay against the limit, Debezium and a polling peer
     Relay(relay::Options),
+    /// Orders that all want one product, against orders that want many
+    Inventory(inventory::Options),
     /// Publishes an outbox as fast as can be and keeps nothing; what the relay is compared with
     #[command(hide = true)]
     Limit(relay::limit::Options),
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
             runtime.block_on(async {
                 match cli.command {
                     Command::Relay(options) => relay::run(options).await,
+                    Command::Inventory(options) => inventory::run(options).await,
                     Command::Limit(options) => relay::limit::run(options).await,
                 }
             })

@@ -18,13 +18,24 @@ pub(crate) struct Arguments {
 }
 
 /// Comes back only when it fails.
+pub(crate) async fn inventory(arguments: &Arguments) -> Result<()> {
+    build::install_missing().await?;
+    build::packages(&["bench", "inventory-svc"]).await?;
+    hand_over("inventory", arguments)
+}
+
+/// Comes back only when it fails.
 pub(crate) async fn relay(arguments: &Arguments) -> Result<()> {
     build::install_missing().await?;
     // Not with the whole workspace, whose tests switch failpoints on.
     build::packages(&["bench", "outbox-relay"]).await?;
     ui::blocking_step("Debezium's jars", debezium::fetch_jars).await?;
+    hand_over("relay", arguments)
+}
+
+fn hand_over(what: &str, arguments: &Arguments) -> Result<()> {
     let error = Command::new(paths::binary("bench")?)
-        .arg("relay")
+        .arg(what)
         .args(&arguments.arguments)
         .exec();
     Err(error).context("the benchmark did not start")

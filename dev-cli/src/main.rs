@@ -70,6 +70,8 @@ enum Command {
 enum BenchCommand {
     /// The relay against the limit, Debezium and a polling peer; --help says how much of it
     Relay(bench::Arguments),
+    /// Orders that all want one product, against orders that want many
+    Inventory(bench::Arguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -117,6 +119,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Order { id } => local::order(&id),
         Command::Test(options) => tests::run(options).await,
         Command::Bench(BenchCommand::Relay(arguments)) => bench::relay(&arguments).await,
+        Command::Bench(BenchCommand::Inventory(arguments)) => bench::inventory(&arguments).await,
         Command::Stack(StackCommand::Up) => stack::up().await,
         Command::Stack(StackCommand::Down) => stack::down().await,
         Command::Supervise {
