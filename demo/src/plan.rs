@@ -13,8 +13,10 @@ const CURRENCIES: [&str; 6] = ["EUR", "USD", "GBP", "JPY", "CHF", "PLN"];
 /// The most pieces of one product in an order.
 const MAX_QUANTITY: i32 = 12;
 const PRODUCTS: usize = 200;
-/// Every so many products there is one of which there is not enough for everybody.
+/// Every so many products there is one of which there is not enough for most.
 const SCARCE_EVERY: usize = 40;
+/// The most pieces of such a one, and the most that come later.
+const SCARCE: i32 = 3;
 const CARRIERS: [&str; 3] = ["Post", "Paketdienst Süd", "Bike & Co"];
 const REASONS: [&str; 4] = [
     "changed my mind",
@@ -223,7 +225,7 @@ impl Load {
 fn shelf(rng: &mut StdRng, turn: usize, product: Uuid, orders: u32) -> Shelf {
     let is_scarce = turn.is_multiple_of(SCARCE_EVERY);
     let available = if is_scarce {
-        i64::from(rng.random_range(0..=MAX_QUANTITY))
+        i64::from(rng.random_range(0..=SCARCE))
     } else {
         // Enough for everybody, also when some are found to be missing.
         i64::from(MAX_QUANTITY) * (i64::from(orders) + 1)
@@ -235,7 +237,7 @@ fn shelf(rng: &mut StdRng, turn: usize, product: Uuid, orders: u32) -> Shelf {
         expected_version: Some(0),
     };
     let change = match is_scarce {
-        true => rng.random_range(1..=MAX_QUANTITY),
+        true => rng.random_range(1..=SCARCE),
         false => -rng.random_range(1..=MAX_QUANTITY),
     };
     let change = i64::from(change);
@@ -497,7 +499,7 @@ mod tests {
             ships.filter(|ship| ship.deliver.is_some() == delivers).count()
         };
         assert!((5..=20).contains(&share(ships(false))) && (10..=30).contains(&share(ships(true))));
-        let scarce = |shelf: &&Shelf| shelf.set.available <= i64::from(MAX_QUANTITY);
+        let scarce = |shelf: &&Shelf| shelf.set.available <= i64::from(SCARCE);
         assert_eq!(load.stock.iter().filter(scarce).count(), PRODUCTS / SCARCE_EVERY);
         assert!(load.stock.iter().any(|shelf| shelf.adjust.is_none()));
         assert!(load.orders.iter().any(|order| order.place.items.len() == 8));

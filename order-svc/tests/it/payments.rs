@@ -376,7 +376,6 @@ async fn two_replicas_share_the_payments_of_the_same_orders() {
         assert_eq!(types_of(&a, order).await, ["order.placed", "order.paid"]);
     }
     for replica in [&a, &b] {
-        assert!(metric(replica.admin, "consumer_messages_total").await > 0.0);
         // Nothing waited for each other in a circle.
         assert_eq!(metric(replica.admin, "consumer_retries_total").await, 0.0);
     }
