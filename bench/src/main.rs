@@ -4,6 +4,7 @@
 
 mod consumer;
 mod drain;
+mod inventory;
 mod meter;
 mod relay;
 mod released;
@@ -35,6 +36,8 @@ enum Command {
     Relay(relay::Options),
     /// A consumer into a projection, against the limits of both sides
     Consumer(consumer::Options),
+    /// Orders that all want one product, against orders that want many
+    Inventory(inventory::Options),
     /// Publishes an outbox as fast as can be and keeps nothing; what the relay is compared with
     #[command(hide = true)]
     Limit(relay::limit::Options),
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
                 match cli.command {
                     Command::Relay(options) => relay::run(options).await,
                     Command::Consumer(options) => consumer::run(options).await,
+                    Command::Inventory(options) => inventory::run(options).await,
                     Command::Limit(options) => relay::limit::run(options).await,
                 }
             })

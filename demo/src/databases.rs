@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use contracts::shop::common::v1::Money;
+use contracts::shop::inventory::v1::Stock;
 use contracts::shop::order::v1::{Order, OrderItem, OrderStatus};
 use contracts::shop::payment::events::v1::FailureReason;
 use contracts::shop::payment::v1::{Payment, PaymentFailure, PaymentStatus};
@@ -50,6 +51,15 @@ pub(crate) struct Mark {
     pub(crate) committed_at_us: i64,
 }
 
+/// What inventory-svc has decided about an order.
+#[derive(Debug, Clone)]
+pub(crate) struct Reservation {
+    pub(crate) order_id: String,
+    /// As the database has it: `reserved`, `rejected`, `committed` or `released`.
+    pub(crate) status: String,
+    pub(crate) version: i64,
+}
+
 /// Connections to all databases.
 pub(crate) struct Databases(BTreeMap<String, Client>);
 
@@ -80,9 +90,12 @@ impl Databases {
         Ok(u64::try_from(row.get::<_, i64>(0))?)
     }
 
-    /// How many rows an outbox has.
-    pub(crate) async fn outbox_count(&self, database: &str) -> Result<u64> {
-        self.number(database, "SELECT count(*) FROM outbox").await
+    /// How many events of a kind an outbox has.
+    pub(crate) async fn outbox_count(&self, database: &str, entity_type: &str) -> Result<u64> {
+        let sql = "SELECT count(*) FROM outbox WHERE aggregate_type = $1";
+        let rows = self.query(database, sql, &[&entity_type]).await?;
+        let row = rows.first().context("a count has a row")?;
+        Ok(u64::try_from(row.get::<_, i64>(0))?)
     }
 
     /// How many events a consumer has taken in: its marks count versions from 1.
@@ -107,7 +120,7 @@ impl Databases {
 
     /// How many orders and payments have not come to their end.
     pub(crate) async fn open(&self) -> Result<u64> {
-        let orders = "SELECT count(*) FROM orders WHERE status = 'pending'";
+        let orders = "SELECT count(*) FROM orders WHERE status IN ('pending', 'paid')";
         let payments = "SELECT count(*) FROM payments WHERE status IN ('pending', 'refund_pending')";
         Ok(self.number("orders", orders).await? + self.number("payments", payments).await?)
     }
@@ -133,22 +146,60 @@ impl Databases {
         rows.iter().map(payment).collect()
     }
 
-    /// An event store; whole, or what is about one order, whose id is the correlation id.
-    pub(crate) async fn events(&self, database: &str, order_id: Option<Uuid>) -> Result<Vec<EventRow>> {
+    /// The stock of all products.
+    pub(crate) async fn stock(&self) -> Result<Vec<Stock>> {
+        let sql = "SELECT product_id::text, available, reserved, sold, version, updated_at FROM stock";
+        let rows = self.query("inventory", sql, &[]).await?;
+        let stock = |row: &Row| Stock {
+            product_id: row.get(0),
+            available: row.get(1),
+            reserved: row.get(2),
+            sold: row.get(3),
+            version: row.get(4),
+            updated_at: Some(timestamp(row.get(5))),
+        };
+        Ok(rows.iter().map(stock).collect())
+    }
+
+    /// The reservations of all orders.
+    pub(crate) async fn reservations(&self) -> Result<Vec<Reservation>> {
+        let sql = "SELECT order_id::text, status, version FROM reservations";
+        let rows = self.query("inventory", sql, &[]).await?;
+        let reservation = |row: &Row| Reservation {
+            order_id: row.get(0),
+            status: row.get(1),
+            version: row.get(2),
+        };
+        Ok(rows.iter().map(reservation).collect())
+    }
+
+    /// The events of a kind; all, or those about one order, whose id is the correlation id.
+    pub(crate) async fn events(
+        &self,
+        database: &str,
+        entity_type: &str,
+        order_id: Option<Uuid>,
+    ) -> Result<Vec<EventRow>> {
         let sql = "SELECT entity_type, entity_id, version, event_id, event_type, schema_version, payload, \
                           correlation_id, traceparent \
-                   FROM events WHERE $1::uuid IS NULL OR correlation_id = $1 ORDER BY occurred_at, entity_id, version";
-        let rows = self.query(database, sql, &[&order_id]).await?;
+                   FROM events WHERE entity_type = $1 AND ($2::uuid IS NULL OR correlation_id = $2) \
+                   ORDER BY occurred_at, entity_id, version";
+        let rows = self.query(database, sql, &[&entity_type, &order_id]).await?;
         Ok(rows.iter().map(|row| event(row, 0)).collect())
     }
 
     /// The same of an outbox, in the order of its ids.
-    pub(crate) async fn outbox(&self, database: &str, order_id: Option<Uuid>) -> Result<Vec<OutboxRow>> {
+    pub(crate) async fn outbox(
+        &self,
+        database: &str,
+        entity_type: &str,
+        order_id: Option<Uuid>,
+    ) -> Result<Vec<OutboxRow>> {
         let sql = "SELECT id, (extract(epoch FROM pg_xact_commit_timestamp(xmin)) * 1000000)::bigint, \
                           aggregate_type, aggregate_id, aggregate_version, event_id, event_type, schema_version, \
                           payload, correlation_id, traceparent \
-                   FROM outbox WHERE $1::uuid IS NULL OR correlation_id = $1 ORDER BY id";
-        let rows = self.query(database, sql, &[&order_id]).await?;
+                   FROM outbox WHERE aggregate_type = $1 AND ($2::uuid IS NULL OR correlation_id = $2) ORDER BY id";
+        let rows = self.query(database, sql, &[&entity_type, &order_id]).await?;
         Ok(rows
             .iter()
             .map(|row| OutboxRow {

@@ -10,7 +10,7 @@ use contracts::shop::orderquery::v1::order_query_service_client::OrderQueryServi
 use contracts::shop::orderquery::v1::{GetOrderViewRequest, OrderView};
 use contracts::shop::payment::v1::{Payment, PaymentStatus};
 use envelope::header;
-use local_stack::shop::{Addresses, ORDER_QUERY_SVC, outboxes};
+use local_stack::shop::{Addresses, ORDER_QUERY_SVC, SERVICES, events, topics};
 use tonic::Status;
 
 use crate::databases::{Databases, EventRow, Mark, OutboxRow};
@@ -35,12 +35,16 @@ pub(crate) async fn show(options: Options) -> Result<()> {
         bail!("there is no order {id}")
     };
     let brokers = addresses.brokers.clone();
-    let names: Vec<&str> = outboxes().into_iter().map(|(_, topic)| topic).collect();
-    let records = blocking(move || Topics::open(&brokers, &names)?.read()).await?;
+    let records = blocking(move || Topics::open(&brokers, &topics())?.read()).await?;
     let mut steps = Vec::new();
-    for ((database, topic), records) in outboxes().into_iter().zip(records) {
-        let mut outbox = databases.outbox(database, Some(options.id)).await?;
-        for event in databases.events(database, Some(options.id)).await? {
+    for ((database, kind), records) in events().into_iter().zip(records) {
+        let mut outbox = databases
+            .outbox(database, kind.entity_type, Some(options.id))
+            .await?;
+        for event in databases
+            .events(database, kind.entity_type, Some(options.id))
+            .await?
+        {
             let row = outbox.iter().position(|row| row.event.event_id == event.event_id);
             let row = row.map(|index| outbox.swap_remove(index));
             let is_of = |record: &&Record| {
@@ -51,7 +55,7 @@ pub(crate) async fn show(options: Options) -> Result<()> {
                 records: records.iter().filter(is_of).cloned().collect(),
                 event,
                 row,
-                topic,
+                topic: kind.topic,
             });
         }
     }
@@ -222,6 +226,10 @@ impl Journey {
         }
         for repeat in records {
             writeln!(text, "             repeated at offset {}", repeat.offset)?;
+        }
+        let mut readers = SERVICES.iter().filter(|service| service.name == ORDER_QUERY_SVC);
+        if !readers.any(|service| service.consumes.contains(&step.topic)) {
+            return Ok(());
         }
         let mark = self
             .marks

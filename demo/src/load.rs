@@ -1,5 +1,6 @@
 //! Sends the load and remembers what clients were told.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +20,7 @@ use uuid::Uuid;
 use crate::pay::{self, Payer};
 use crate::plan::{Cancel, Load, Order, Outcome, Pay, Probe, Repeat, When};
 use crate::rpc::{Clients, call};
+use crate::warehouse;
 
 /// Most of them wait for something: for the provider, for an event to arrive.
 const CONCURRENT: usize = 48;
@@ -27,6 +29,8 @@ const CONCURRENT: usize = 48;
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     pub(crate) orders: Vec<ToldOrder>,
+    /// By product, how many pieces the warehouse has put there and taken away.
+    pub(crate) stocked: BTreeMap<String, i64>,
     /// What was answered otherwise than it should have been.
     pub(crate) problems: Vec<String>,
     pub(crate) repeats: u64,
@@ -40,6 +44,10 @@ pub(crate) struct ToldOrder {
     pub(crate) placed: v1::Order,
     /// As it was cancelled by its user.
     pub(crate) cancelled: Option<v1::Order>,
+    /// As it was shipped.
+    pub(crate) shipped: Option<v1::Order>,
+    /// As it was delivered.
+    pub(crate) delivered: Option<v1::Order>,
     pub(crate) tries: Vec<ToldTry>,
     /// What the bank says to the payment method that came with it.
     pub(crate) with_order: Option<Outcome>,
@@ -62,6 +70,8 @@ pub(crate) async fn send(
     placed: Arc<AtomicU64>,
 ) -> Result<Told> {
     let permits = Arc::new(Semaphore::new(CONCURRENT));
+    let mut all = warehouse::fill(clients, &load.stock).await?;
+    let mut adjustments = load.stock.into_iter().filter_map(|shelf| shelf.adjust);
     let pause = spread / u32::try_from(load.orders.len()).unwrap_or(u32::MAX).max(1);
     let start = tokio::time::Instant::now();
     let mut tasks: JoinSet<Result<Told>> = JoinSet::new();
@@ -82,6 +92,16 @@ pub(crate) async fn send(
                 ))
             });
         }
+        if turn % 2 == 0
+            && let Some((request, repeat)) = adjustments.next()
+        {
+            let permit = permits.clone().acquire_owned().await?;
+            let clients = clients.clone();
+            tasks.spawn(async move {
+                let _permit = permit;
+                warehouse::adjust(&clients, request, repeat).await
+            });
+        }
         let permit = permits.clone().acquire_owned().await?;
         let (clients, placed) = (clients.clone(), placed.clone());
         tasks.spawn(async move {
@@ -89,7 +109,6 @@ pub(crate) async fn send(
             one_order(&clients, order, &placed).await
         });
     }
-    let mut all = Told::default();
     while let Some(told) = tasks.join_next().await {
         all.merge(told??);
     }
@@ -99,6 +118,9 @@ pub(crate) async fn send(
 impl Told {
     pub(crate) fn merge(&mut self, other: Self) {
         self.orders.extend(other.orders);
+        for (product, pieces) in other.stocked {
+            *self.stocked.entry(product).or_default() += pieces;
+        }
         self.problems.extend(other.problems);
         self.repeats += other.repeats;
         self.refused += other.refused;
@@ -121,7 +143,7 @@ async fn cancel(clients: &Clients, request: CancelOrderRequest) -> Result<Cancel
     .await
 }
 
-async fn get(clients: &Clients, user_id: &str, order_id: &str) -> Result<v1::Order, Status> {
+pub(crate) async fn get(clients: &Clients, user_id: &str, order_id: &str) -> Result<v1::Order, Status> {
     let request = GetOrderRequest {
         user_id: user_id.to_owned(),
         order_id: order_id.to_owned(),
@@ -181,6 +203,9 @@ async fn one_order(clients: &Clients, plan: Order, placed: &AtomicU64) -> Result
         payer.refund(refund, &mut told).await?;
     }
     about.tries = payer.tries;
+    if let Some(ship) = plan.ship.as_ref().filter(|_| !matches!(plan.pay, Pay::Never)) {
+        warehouse::send_off(clients, ship, &order, &mut about, &mut told).await?;
+    }
     about.placed = order;
     told.orders.push(about);
     Ok(told)

@@ -259,13 +259,13 @@ async fn view(clients: &Clients, order: &Order) -> Result<OrderView, Status> {
 }
 
 /// When to look again, less and less often.
-struct Look {
+pub(crate) struct Look {
     until: Instant,
     pause: Duration,
 }
 
 impl Look {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             until: Instant::now() + FOLLOW_FOR,
             pause: FIRST_LOOK_AFTER,
@@ -273,7 +273,7 @@ impl Look {
     }
 
     /// Waits for the next time; false when there is none.
-    async fn again(&mut self) -> bool {
+    pub(crate) async fn again(&mut self) -> bool {
         if Instant::now() > self.until {
             return false;
         }

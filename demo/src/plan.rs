@@ -1,5 +1,6 @@
 //! What the load consists of: the same seed gives the same orders, paid in the same ways.
 
+use contracts::shop::inventory::v1::{AdjustStockRequest, SetStockRequest};
 use contracts::shop::order::v1::{OrderItem, PlaceOrderRequest};
 use contracts::shop::payment::v1::Card;
 use local_stack::cards::{self, Fault};
@@ -9,6 +10,14 @@ use rand::{Rng, SeedableRng};
 use uuid::Uuid;
 
 const CURRENCIES: [&str; 6] = ["EUR", "USD", "GBP", "JPY", "CHF", "PLN"];
+/// The most pieces of one product in an order.
+const MAX_QUANTITY: i32 = 12;
+const PRODUCTS: usize = 200;
+/// Every so many products there is one of which there is not enough for most.
+const SCARCE_EVERY: usize = 40;
+/// The most pieces of such a one, and the most that come later.
+const SCARCE: i32 = 3;
+const CARRIERS: [&str; 3] = ["Post", "Paketdienst Süd", "Bike & Co"];
 const REASONS: [&str; 4] = [
     "changed my mind",
     "found it cheaper",
@@ -28,6 +37,8 @@ pub(crate) struct Order {
     pub(crate) cancel: Option<(When, Cancel)>,
     /// RefundPayment, once it is paid.
     pub(crate) refund: Option<Refund>,
+    /// ShipOrder, once it is confirmed.
+    pub(crate) ship: Option<Ship>,
 }
 
 /// Whether a request is sent twice, with the same request_id.
@@ -105,6 +116,28 @@ pub(crate) struct Refund {
     pub(crate) repeat: Repeat,
 }
 
+#[derive(Debug, Clone)]
+pub(crate) struct Ship {
+    pub(crate) request_id: String,
+    pub(crate) carrier: String,
+    pub(crate) tracking_number: String,
+    /// Whether it names the version that it expects.
+    pub(crate) expects_version: bool,
+    pub(crate) repeat: Repeat,
+    /// The request_id of MarkDelivered, if it arrives.
+    pub(crate) deliver: Option<String>,
+}
+
+/// A product in the warehouse.
+#[derive(Debug, Clone)]
+pub(crate) struct Shelf {
+    /// SetStock, before anybody orders anything.
+    pub(crate) set: SetStockRequest,
+    pub(crate) set_repeat: Repeat,
+    /// AdjustStock, while they do.
+    pub(crate) adjust: Option<(AdjustStockRequest, Repeat)>,
+}
+
 /// A request about an order that must be refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Probe {
@@ -148,23 +181,32 @@ impl Probe {
 /// A whole load.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
+    pub(crate) stock: Vec<Shelf>,
     pub(crate) orders: Vec<Order>,
     /// Requests to place an order that must be refused as invalid, and what is wrong with them.
     pub(crate) invalid: Vec<(PlaceOrderRequest, &'static str)>,
 }
 
 impl Load {
-    /// `orders` varied orders of many users, paid in every way; about a fifth is cancelled by its user, 15 % of the requests are
-    /// sent twice, and 5 % invalid ones come on top.
+    /// `orders` varied orders of many users, paid in every way; about a fifth is cancelled by its user, some find a product sold out, some
+    /// are shipped, 15 % of the requests are sent twice, and 5 % invalid ones come on top.
     pub(crate) fn generate(orders: u32, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let users: Vec<Uuid> = (0..(orders / 5).max(3)).map(|_| uuid(&mut rng)).collect();
-        let products: Vec<Uuid> = (0..200).map(|_| uuid(&mut rng)).collect();
+        let products: Vec<Uuid> = (0..PRODUCTS).map(|_| uuid(&mut rng)).collect();
+        let stock = (0..)
+            .zip(&products)
+            .map(|(turn, product)| shelf(&mut rng, turn, *product, orders))
+            .collect();
         let orders: Vec<Order> = (0..orders).map(|_| order(&mut rng, &users, &products)).collect();
         let invalid = (0..orders.len().div_ceil(20))
             .map(|kind| invalid(order(&mut rng, &users, &products).place, kind))
             .collect();
-        Self { orders, invalid }
+        Self {
+            stock,
+            orders,
+            invalid,
+        }
     }
 
     /// The numbers of all cards that are used.
@@ -179,6 +221,40 @@ impl Load {
     }
 }
 
+/// `orders` is how many there will be at most of each product.
+fn shelf(rng: &mut StdRng, turn: usize, product: Uuid, orders: u32) -> Shelf {
+    let is_scarce = turn.is_multiple_of(SCARCE_EVERY);
+    let available = if is_scarce {
+        i64::from(rng.random_range(0..=SCARCE))
+    } else {
+        // Enough for everybody, also when some are found to be missing.
+        i64::from(MAX_QUANTITY) * (i64::from(orders) + 1)
+    };
+    let set = SetStockRequest {
+        request_id: uuid(rng).to_string(),
+        product_id: product.to_string(),
+        available,
+        expected_version: Some(0),
+    };
+    let change = match is_scarce {
+        true => rng.random_range(1..=SCARCE),
+        false => -rng.random_range(1..=MAX_QUANTITY),
+    };
+    let change = i64::from(change);
+    let adjust = AdjustStockRequest {
+        request_id: uuid(rng).to_string(),
+        product_id: product.to_string(),
+        change,
+        expected_version: None,
+    };
+    let adjusts = is_scarce || rng.random_bool(0.1);
+    Shelf {
+        set,
+        set_repeat: repeat(rng),
+        adjust: adjusts.then(|| (adjust, repeat(rng))),
+    }
+}
+
 fn order(rng: &mut StdRng, users: &[Uuid], products: &[Uuid]) -> Order {
     let user = users[rng.random_range(0..users.len())];
     let lines = *[1, 1, 1, 2, 2, 3, 4, 5, 8].choose(rng).unwrap_or(&1);
@@ -186,7 +262,7 @@ fn order(rng: &mut StdRng, users: &[Uuid], products: &[Uuid]) -> Order {
         .choose_multiple(rng, lines)
         .map(|product| OrderItem {
             product_id: product.to_string(),
-            quantity: rng.random_range(1..=12),
+            quantity: rng.random_range(1..=MAX_QUANTITY),
             unit_price_minor_units: rng.random_range(1..=50_000),
         })
         .collect();
@@ -219,6 +295,14 @@ fn order(rng: &mut StdRng, users: &[Uuid], products: &[Uuid]) -> Order {
         request_id: uuid(rng).to_string(),
         repeat: repeat(rng),
     });
+    let ship = (cancel.is_none() && refund.is_none() && rng.random_bool(0.4)).then(|| Ship {
+        request_id: uuid(rng).to_string(),
+        carrier: (*CARRIERS.choose(rng).unwrap_or(&"Post")).to_owned(),
+        tracking_number: format!("T{:08}", rng.random_range(0..100_000_000)),
+        expects_version: rng.random_bool(0.5),
+        repeat: repeat(rng),
+        deliver: rng.random_bool(0.6).then(|| uuid(rng).to_string()),
+    });
     Order {
         place,
         repeat: repeat(rng),
@@ -226,6 +310,7 @@ fn order(rng: &mut StdRng, users: &[Uuid], products: &[Uuid]) -> Order {
         pay: pay(rng),
         cancel,
         refund,
+        ship,
     }
 }
 
@@ -409,6 +494,14 @@ mod tests {
             ))
         );
         assert_eq!(load.invalid.len(), 50);
+        let ships = |delivers: bool| {
+            let ships = load.orders.iter().filter_map(|order| order.ship.as_ref());
+            ships.filter(|ship| ship.deliver.is_some() == delivers).count()
+        };
+        assert!((5..=20).contains(&share(ships(false))) && (10..=30).contains(&share(ships(true))));
+        let scarce = |shelf: &&Shelf| shelf.set.available <= i64::from(SCARCE);
+        assert_eq!(load.stock.iter().filter(scarce).count(), PRODUCTS / SCARCE_EVERY);
+        assert!(load.stock.iter().any(|shelf| shelf.adjust.is_none()));
         assert!(load.orders.iter().any(|order| order.place.items.len() == 8));
         let every_way: [fn(&Pay) -> bool; 5] = [
             |pay| matches!(pay, Pay::Never),

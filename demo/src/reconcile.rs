@@ -3,18 +3,21 @@
 mod orders;
 mod payments;
 mod sources;
+mod stock;
 #[cfg(test)]
 mod tests;
 mod views;
 
 use std::collections::{BTreeMap, HashMap};
 
+use contracts::shop::inventory::v1::Stock;
+use contracts::shop::order::events::v1::CancelledBy;
 use contracts::shop::order::v1::{Order, OrderStatus};
 use contracts::shop::orderquery::v1::OrderView;
 use contracts::shop::payment::v1::{Payment, PaymentStatus};
 use local_stack::measure::Figures;
 
-use crate::databases::{EventRow, Mark, OutboxRow};
+use crate::databases::{EventRow, Mark, OutboxRow, Reservation};
 use crate::ledger::Ledger;
 use crate::load::ToldOrder;
 use crate::topic::Record;
@@ -36,6 +39,14 @@ pub(crate) struct Parts {
     pub(crate) orders: Vec<Order>,
     /// The rows of state of payments.
     pub(crate) payments: Vec<Payment>,
+    /// By product, how many pieces the warehouse has put there and taken away.
+    pub(crate) stocked: BTreeMap<String, i64>,
+    /// The rows of state of stock.
+    pub(crate) stock: Vec<Stock>,
+    /// GetStock's answers.
+    pub(crate) stock_answers: Vec<Stock>,
+    /// The rows of state of reservations.
+    pub(crate) reservations: Vec<Reservation>,
     pub(crate) sources: Vec<Source>,
     /// What the provider has done.
     pub(crate) ledger: Ledger,
@@ -60,6 +71,10 @@ pub(crate) fn reconcile(parts: &Parts, mut problems: Vec<String>) -> (Figures, V
     problems.extend(charges);
     problems.extend(refunds);
 
+    let stock = stock::compare(parts);
+    let stock_conserved = stock.is_empty();
+    problems.extend(stock);
+
     let versions = versions(parts);
     let mut kafka = sources::Kafka::default();
     for source in &parts.sources {
@@ -78,6 +93,7 @@ pub(crate) fn reconcile(parts: &Parts, mut problems: Vec<String>) -> (Figures, V
     let to_kafka = ascending(kafka.latencies);
     let to_view = ascending(views::latencies(parts));
     let cancelled = |order: &&Order| order.status() == OrderStatus::Cancelled;
+    let shipped = |order: &&Order| matches!(order.status(), OrderStatus::Shipped | OrderStatus::Delivered);
     let declined = |payment: &&Payment| {
         let failure = payment.failure;
         failure.is_some_and(|failure| payments::is_decline(failure.reason()))
@@ -87,6 +103,8 @@ pub(crate) fn reconcile(parts: &Parts, mut problems: Vec<String>) -> (Figures, V
     let figures = Figures {
         placed: count(parts.told.len()),
         cancelled: count(parts.orders.iter().filter(cancelled).count()),
+        out_of_stock: count(orders::cancelled_by(parts, CancelledBy::OutOfStock)),
+        shipped: count(parts.orders.iter().filter(shipped).count()),
         paid: count(
             parts
                 .payments
@@ -104,6 +122,7 @@ pub(crate) fn reconcile(parts: &Parts, mut problems: Vec<String>) -> (Figures, V
         projected,
         charges_match,
         refunds_match,
+        stock_conserved,
         kafka_p50_ms: percentile(&to_kafka, 50),
         kafka_p99_ms: percentile(&to_kafka, 99),
         view_p50_ms: percentile(&to_view, 50),
@@ -119,9 +138,15 @@ fn versions(parts: &Parts) -> HashMap<&'static str, HashMap<&str, i64>> {
     let orders = orders.map(|order| (order.order_id.as_str(), order.version));
     let payments = parts.payments.iter();
     let payments = payments.map(|payment| (payment.payment_id.as_str(), payment.version));
+    let reservations = parts.reservations.iter();
+    let reservations = reservations.map(|reservation| (reservation.order_id.as_str(), reservation.version));
+    let stock = parts.stock.iter();
+    let stock = stock.map(|stock| (stock.product_id.as_str(), stock.version));
     HashMap::from([
         (contracts::topics::ORDER, orders.collect()),
         (contracts::topics::PAYMENT, payments.collect()),
+        (contracts::topics::INVENTORY, reservations.collect()),
+        (contracts::topics::STOCK, stock.collect()),
     ])
 }
 

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use contracts::shop::inventory::v1::inventory_service_client::InventoryServiceClient;
 use contracts::shop::order::v1::order_service_client::OrderServiceClient;
 use contracts::shop::orderquery::v1::order_query_service_client::OrderQueryServiceClient;
 use contracts::shop::payment::v1::payment_service_client::PaymentServiceClient;
-use local_stack::shop::{Addresses, ORDER_QUERY_SVC, ORDER_SVC, PAYMENT_SVC};
+use local_stack::shop::{Addresses, INVENTORY_SVC, ORDER_QUERY_SVC, ORDER_SVC, PAYMENT_SVC};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
@@ -25,6 +26,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Clients {
     orders: Vec<OrderServiceClient<Channel>>,
     payments: Vec<PaymentServiceClient<Channel>>,
+    inventory: Vec<InventoryServiceClient<Channel>>,
     views: Vec<OrderQueryServiceClient<Channel>>,
     turn: Arc<AtomicUsize>,
 }
@@ -40,6 +42,10 @@ impl Clients {
                 .into_iter()
                 .map(PaymentServiceClient::new)
                 .collect(),
+            inventory: channels(addresses, INVENTORY_SVC)?
+                .into_iter()
+                .map(InventoryServiceClient::new)
+                .collect(),
             views: channels(addresses, ORDER_QUERY_SVC)?
                 .into_iter()
                 .map(OrderQueryServiceClient::new)
@@ -54,6 +60,10 @@ impl Clients {
 
     pub(crate) fn payments(&self) -> PaymentServiceClient<Channel> {
         self.next(&self.payments)
+    }
+
+    pub(crate) fn inventory(&self) -> InventoryServiceClient<Channel> {
+        self.next(&self.inventory)
     }
 
     pub(crate) fn views(&self) -> OrderQueryServiceClient<Channel> {

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use contracts::shop::inventory::v1::Stock;
 use contracts::shop::orderquery::v1::{GetOrderViewRequest, ListOrdersRequest, OrderView};
 use contracts::shop::payment::v1::Payment;
 use local_stack::measure::{Message, Report, Writer};
-use local_stack::shop::{Addresses, outboxes};
+use local_stack::shop::{Addresses, events, topics};
 use tokio::task::JoinSet;
 
 use crate::databases::Databases;
@@ -21,7 +22,7 @@ use crate::reconcile::{Parts, Source, reconcile};
 use crate::rpc::{Clients, RETRIES, call};
 use crate::settle::{Follow, STALLED_AFTER};
 use crate::topic::Topics;
-use crate::{Where, blocking, pay};
+use crate::{Where, blocking, pay, warehouse};
 
 const ASK_AT_ONCE: usize = 16;
 /// Small, so that there are pages.
@@ -51,8 +52,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     let clients = Clients::connect(&addresses)?;
     let databases = Databases::connect(&addresses).await?;
     let brokers = addresses.brokers.clone();
-    let names: Vec<&str> = outboxes().into_iter().map(|(_, topic)| topic).collect();
-    let topics = Arc::new(blocking(move || Topics::open(&brokers, &names)).await?);
+    let topics = Arc::new(blocking(move || Topics::open(&brokers, &topics())).await?);
     let placed = Arc::new(AtomicU64::new(0));
     let follow = Follow {
         messages: Writer::create(&options.messages)?,
@@ -119,17 +119,19 @@ async fn read_everything(
     let (views, mut problems) = ask_for_views(clients, &told.orders, &versions).await?;
     let (lists, list_problems) = ask_for_lists(clients, users).await?;
     let (answers, payment_problems) = ask_for_payments(clients, &told.orders).await?;
+    let (stock_answers, stock_problems) = ask_for_stock(clients, told.stocked.keys()).await?;
     problems.extend(told.problems);
+    problems.extend(stock_problems);
     problems.extend(list_problems);
     problems.extend(payment_problems);
     problems.extend(databases.parked().await?);
     let records = blocking(move || topics.read()).await?;
     let mut sources = Vec::new();
-    for ((database, topic), records) in outboxes().into_iter().zip(records) {
+    for ((database, kind), records) in events().into_iter().zip(records) {
         sources.push(Source {
-            topic,
-            events: databases.events(database, None).await?,
-            outbox: databases.outbox(database, None).await?,
+            topic: kind.topic,
+            events: databases.events(database, kind.entity_type, None).await?,
+            outbox: databases.outbox(database, kind.entity_type, None).await?,
             records,
         });
     }
@@ -137,6 +139,10 @@ async fn read_everything(
         told: told.orders,
         orders,
         payments: databases.payments(None).await?,
+        stocked: told.stocked,
+        stock: databases.stock().await?,
+        stock_answers,
+        reservations: databases.reservations().await?,
         sources,
         ledger: Ledger::read(&addresses.sandbox).await?,
         answers,
@@ -188,6 +194,21 @@ async fn ask_for_payments(clients: &Clients, orders: &[ToldOrder]) -> Result<(Ve
             pay::get(&clients, &payment.user_id, &payment.payment_id)
                 .await
                 .map_err(|status| format!("GetPayment of {} answered {status:?}", payment.payment_id))
+        }
+    })
+    .await
+}
+
+/// GetStock of every product.
+async fn ask_for_stock(
+    clients: &Clients,
+    products: impl Iterator<Item = &String>,
+) -> Result<(Vec<Stock>, Vec<String>)> {
+    ask_for_all(products.cloned(), |product| {
+        let clients = clients.clone();
+        async move {
+            let answer = warehouse::get(&clients, &product).await;
+            answer.map_err(|status| format!("GetStock of {product} answered {status:?}"))
         }
     })
     .await

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use local_stack::measure::{Message, Progress, Writer};
-use local_stack::shop::{SERVICES, outboxes};
+use local_stack::shop::{SERVICES, events};
 
 use crate::blocking;
 use crate::databases::Databases;
@@ -25,7 +25,7 @@ pub(crate) struct Follow<'a> {
     pub(crate) placed: Arc<AtomicU64>,
 }
 
-/// Counts, in the order of the outboxes and of the consumers in the shop's table.
+/// Counts, in the order of the kinds of events and of the consumers in the shop's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     outbox_rows: Vec<u64>,
@@ -90,10 +90,10 @@ impl Follow<'_> {
     }
 
     async fn look(&self) -> Result<Seen> {
-        let outboxes = outboxes();
+        let kinds = events();
         let mut outbox_rows = Vec::new();
-        for (database, _) in &outboxes {
-            outbox_rows.push(self.databases.outbox_count(database).await?);
+        for (database, events) in &kinds {
+            outbox_rows.push(self.databases.outbox_count(database, events.entity_type).await?);
         }
         let topics = self.topics.clone();
         let kafka_records = blocking(move || topics.counts()).await?;
@@ -103,14 +103,14 @@ impl Follow<'_> {
                 continue;
             };
             let taken = self.databases.consumed(database).await?;
-            let there = outboxes
+            let there = kinds
                 .iter()
                 .zip(&outbox_rows)
-                .filter(|((_, topic), _)| service.consumes.contains(topic))
+                .filter(|((_, events), _)| service.consumes.contains(&events.topic))
                 .map(|(_, rows)| rows)
                 .sum();
             consumed.push((taken, there));
-            if service.emits.is_none() {
+            if service.emits.is_empty() {
                 projected = taken;
             }
         }

@@ -18,6 +18,12 @@ pub(crate) struct Arguments {
 }
 
 /// Comes back only when it fails.
+pub(crate) async fn inventory(arguments: &Arguments) -> Result<()> {
+    build::install_missing().await?;
+    hand_over("inventory", &["inventory-svc"], arguments).await
+}
+
+/// Comes back only when it fails.
 pub(crate) async fn relay(arguments: &Arguments) -> Result<()> {
     build::install_missing().await?;
     ui::blocking_step("Debezium's jars", debezium::fetch_jars).await?;

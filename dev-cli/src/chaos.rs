@@ -5,7 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 use local_stack::Shop;
 use local_stack::measure::Progress;
-use local_stack::shop::{ORDER_QUERY_SVC, ORDER_SVC, OUTBOX_RELAY, PAYMENT_SANDBOX, PAYMENT_SVC};
+use local_stack::shop::{
+    INVENTORY_SVC, ORDER_QUERY_SVC, ORDER_SVC, OUTBOX_RELAY, PAYMENT_SANDBOX, PAYMENT_SVC,
+};
 use tokio::sync::watch;
 
 /// What is done to an instance of a service.
@@ -21,16 +23,18 @@ enum Blow {
 const FROZEN: Duration = Duration::from_millis(2_500);
 
 /// Whom it hits, in turn: everybody at least once.
-const BLOWS: [(&str, usize, Blow); 12] = [
+const BLOWS: [(&str, usize, Blow); 14] = [
     (OUTBOX_RELAY, 0, Blow::Kill),
     (PAYMENT_SVC, 0, Blow::Kill),
     (ORDER_QUERY_SVC, 0, Blow::Kill),
+    (INVENTORY_SVC, 0, Blow::Kill),
     (ORDER_SVC, 0, Blow::Kill),
     (PAYMENT_SANDBOX, 0, Blow::Kill),
     (OUTBOX_RELAY, 0, Blow::Kill),
     (PAYMENT_SVC, 1, Blow::Kill),
     (PAYMENT_SANDBOX, 0, Blow::Freeze),
     (ORDER_SVC, 1, Blow::Kill),
+    (INVENTORY_SVC, 1, Blow::Kill),
     (ORDER_QUERY_SVC, 1, Blow::Kill),
     (PAYMENT_SANDBOX, 0, Blow::Kill),
     (OUTBOX_RELAY, 0, Blow::Kill),

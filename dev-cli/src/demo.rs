@@ -148,7 +148,7 @@ async fn in_folder(options: &Options, folder: &Path) -> Result<Report> {
             report.problems.push(format!("{error:#}"));
         }
     };
-    check(ui::step("order-svc verify, payment-svc verify", plan.verify()).await);
+    check(ui::step("verify: order-svc, payment-svc, inventory-svc", plan.verify()).await);
     check(ui::step("payment-svc reconcile", plan.reconcile()).await);
     ui::step("stopping the shop", shop.stop()).await?;
     // Everything has been written by now: the last spans and the last lines of the logs, too.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use local_stack::shop::{
-    self, Addresses, KAFKA_PORTS, ORDER_QUERY_SVC, ORDER_SVC, PAYMENT_SVC, POSTGRES_PORT, Plan,
+    self, Addresses, INVENTORY_SVC, KAFKA_PORTS, ORDER_QUERY_SVC, ORDER_SVC, PAYMENT_SVC, POSTGRES_PORT, Plan,
 };
 use local_stack::{Kafka, Postgres, Process, Shop, install, kafka, paths, postgres, process};
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ pub(crate) struct UpOptions {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogsOptions {
-    /// For example order-svc-1, payment-svc-2, order-query-svc-1, outbox-relay, payment-sandbox, postgres, kafka
+    /// For example order-svc-1, payment-svc-2, inventory-svc-1, order-query-svc-1, outbox-relay, payment-sandbox, postgres, kafka
     name: String,
     /// Go on showing what comes
     #[arg(short, long)]
@@ -334,6 +334,7 @@ fn hints(at: &Endpoints) -> Result<String> {
         ));
     }
     let program = format!("{} -plaintext", grpcurl.as_deref().unwrap_or("grpcurl"));
+    text.push_str(&stock_hints(at, &program)?);
     text.push_str(&order_hints(at, &program)?);
     text.push_str(&payment_hints(at, &program)?);
     let psql = at.psql.display();
@@ -341,11 +342,12 @@ fn hints(at: &Endpoints) -> Result<String> {
     for (name, url) in &at.addresses.databases {
         let table = match name.as_str() {
             "order_query" => "order_views",
+            "inventory" => "stock",
             table => table,
         };
         text.push_str(&format!("{psql} {url} -c 'SELECT * FROM {table}'\n"));
     }
-    for (name, _) in shop::outboxes() {
+    for name in shop::outboxes() {
         let url = at.addresses.database(name)?;
         text.push_str(&format!("{psql} {url} -c 'SELECT * FROM outbox_relay'\n"));
     }
@@ -368,10 +370,29 @@ fn hints(at: &Endpoints) -> Result<String> {
 }
 
 const USER: &str = "0190aaaa-0000-7000-8000-000000000001";
+const PRODUCT: &str = "0190bbbb-0000-7000-8000-000000000001";
 /// A new UUID, by the shell that the line is pasted into.
 const NEW_ID: &str = "$(cat /proc/sys/kernel/random/uuid)";
 /// What the order placed below costs.
 const TOTAL: &str = "{\\\"minor_units\\\":2598,\\\"currency_code\\\":\\\"EUR\\\"}";
+
+fn stock_hints(at: &Endpoints, grpcurl: &str) -> Result<String> {
+    let inventory_svc = first_host(at, INVENTORY_SVC)?;
+    let call = |fields: &str, method: &str| {
+        format!(
+            "{grpcurl} -d \"{{{fields}\\\"product_id\\\":\\\"{PRODUCT}\\\"}}\" {inventory_svc} \
+             shop.inventory.v1.InventoryService/{method}"
+        )
+    };
+    let request_id = format!("\\\"request_id\\\":\\\"{NEW_ID}\\\",");
+    Ok(format!(
+        "\nPut goods into the warehouse, without which every order is cancelled, and see what becomes of them:\n\
+         {}\n\
+         {}\n",
+        call(&format!("{request_id}\\\"available\\\":100,"), "SetStock"),
+        call("", "GetStock"),
+    ))
+}
 
 fn order_hints(at: &Endpoints, grpcurl: &str) -> Result<String> {
     let order_svc = first_host(at, ORDER_SVC)?;
@@ -379,12 +400,17 @@ fn order_hints(at: &Endpoints, grpcurl: &str) -> Result<String> {
     let place = |request_id: &str, currency: &str| {
         format!(
             "{grpcurl} -d '{{\"request_id\":\"{request_id}\",\"user_id\":\"{USER}\",\"currency_code\":\"{currency}\",\
-             \"items\":[{{\"product_id\":\"0190bbbb-0000-7000-8000-000000000001\",\"quantity\":2,\
+             \"items\":[{{\"product_id\":\"{PRODUCT}\",\"quantity\":2,\
              \"unit_price_minor_units\":1299}}]}}' {order_svc} shop.order.v1.OrderService/PlaceOrder"
         )
     };
     let placing = place(&uuid(), "EUR");
     let of_order = format!("{{\\\"user_id\\\":\\\"{USER}\\\",\\\"order_id\\\":\\\"$ORDER\\\"}}");
+    let of_shipment = |fields: &str| {
+        format!("{{\\\"request_id\\\":\\\"{NEW_ID}\\\",\\\"order_id\\\":\\\"$ORDER\\\"{fields}}}")
+    };
+    let shipped = of_shipment(",\\\"carrier\\\":\\\"Post\\\",\\\"tracking_number\\\":\\\"T 1\\\"");
+    let delivered = of_shipment("");
     let of_cancel = of_order.replacen(
         '{',
         &format!("{{\\\"request_id\\\":\\\"{NEW_ID}\\\",\\\"reason\\\":\\\"changed my mind\\\","),
@@ -401,7 +427,10 @@ fn order_hints(at: &Endpoints, grpcurl: &str) -> Result<String> {
          {}\n\
          \nWatch it in the read model until its end, and from another terminal pay or cancel it:\n\
          {grpcurl} -d \"{of_order}\" {query} shop.orderquery.v1.OrderQueryService/WatchOrder\n\
-         {grpcurl} -d \"{of_cancel}\" {order_svc} shop.order.v1.OrderService/CancelOrder\n",
+         {grpcurl} -d \"{of_cancel}\" {order_svc} shop.order.v1.OrderService/CancelOrder\n\
+         \nOr, once it is paid and so confirmed, send it off and see it arrive:\n\
+         {grpcurl} -d \"{shipped}\" {order_svc} shop.order.v1.OrderService/ShipOrder\n\
+         {grpcurl} -d \"{delivered}\" {order_svc} shop.order.v1.OrderService/MarkDelivered\n",
         place(&uuid(), "EURO"),
     ))
 }

@@ -15,7 +15,9 @@ use service::telemetry;
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
-use crate::domain::{Change, Command, Items, NewOrder, Order, OrderId, PaymentMethodId, Refusal, UserId};
+use crate::domain::{
+    Change, Command, Items, NewOrder, Order, OrderId, PaymentMethodId, Refusal, Shipment, UserId,
+};
 use crate::store::{self, Due, Lock, Recorded, StoreError};
 
 /// The source in the envelopes of this service's events.
@@ -24,7 +26,7 @@ const SOURCE: &str = "/order-svc";
 /// Why a command or a query did not succeed. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    #[error("there is no such order of this user")]
+    #[error("there is no such order")]
     NotFound,
     #[error("the order is at another version than expected")]
     VersionMismatch,
@@ -74,6 +76,25 @@ pub struct CancelOrder {
     pub expected_version: Option<i64>,
 }
 
+/// A valid ShipOrder.
+#[derive(Debug)]
+pub struct ShipOrder {
+    pub request: RequestKey,
+    pub order_id: OrderId,
+    pub shipment: Shipment,
+    /// The version that the order must be at, if that matters.
+    pub expected_version: Option<i64>,
+}
+
+/// A valid MarkDelivered.
+#[derive(Debug)]
+pub struct MarkDelivered {
+    pub request: RequestKey,
+    pub order_id: OrderId,
+    /// The version that the order must be at, if that matters.
+    pub expected_version: Option<i64>,
+}
+
 /// The commands and queries on orders. Clones share the pool.
 #[derive(Debug, Clone)]
 pub struct Orders {
@@ -114,7 +135,7 @@ impl Orders {
         self.commands.run(command).await
     }
 
-    /// Cancels an order.
+    /// Cancels an order of this user.
     ///
     /// # Errors
     /// [`CommandError`]
@@ -123,10 +144,78 @@ impl Orders {
         deadline: Deadline,
         command: CancelOrder,
     ) -> Result<proto::CancelOrderResponse, CommandError> {
+        let CancelOrder {
+            request,
+            user_id,
+            order_id,
+            reason,
+            expected_version,
+        } = command;
+        let asked = Asked {
+            request,
+            by: Some(user_id),
+            order_id,
+            command: Command::Cancel { reason },
+            expected_version,
+        };
+        self.change(deadline, asked, |order| proto::CancelOrderResponse { order })
+            .await
+    }
+
+    /// Records that an order was shipped.
+    ///
+    /// # Errors
+    /// [`CommandError`]
+    pub async fn ship(
+        &self,
+        deadline: Deadline,
+        command: ShipOrder,
+    ) -> Result<proto::ShipOrderResponse, CommandError> {
+        let asked = Asked {
+            request: command.request,
+            by: None,
+            order_id: command.order_id,
+            command: Command::Ship(command.shipment),
+            expected_version: command.expected_version,
+        };
+        self.change(deadline, asked, |order| proto::ShipOrderResponse { order })
+            .await
+    }
+
+    /// Records that an order was delivered.
+    ///
+    /// # Errors
+    /// [`CommandError`]
+    pub async fn mark_delivered(
+        &self,
+        deadline: Deadline,
+        command: MarkDelivered,
+    ) -> Result<proto::MarkDeliveredResponse, CommandError> {
+        let asked = Asked {
+            request: command.request,
+            by: None,
+            order_id: command.order_id,
+            command: Command::MarkDelivered,
+            expected_version: command.expected_version,
+        };
+        self.change(deadline, asked, |order| proto::MarkDeliveredResponse { order })
+            .await
+    }
+
+    async fn change<R>(
+        &self,
+        deadline: Deadline,
+        asked: Asked,
+        respond: fn(Option<proto::Order>) -> R,
+    ) -> Result<R, CommandError>
+    where
+        R: prost::Message + Default + 'static,
+    {
         let db = self.db.clone();
+        let input = (asked, respond);
         let command = async move {
-            let done = db.transaction(deadline, &command, |conn, command| {
-                Box::pin(cancel(conn, command))
+            let done = db.transaction(deadline, &input, |conn, (asked, respond)| {
+                Box::pin(change(conn, asked, *respond))
             });
             Ok(done.await?.committed())
         };
@@ -173,7 +262,7 @@ impl Orders {
     pub async fn get(&self, deadline: Deadline, user_id: UserId, id: OrderId) -> Result<Order, CommandError> {
         self.db
             .read(deadline, &(user_id, id), |conn, (user_id, id)| {
-                Box::pin(find(conn, *user_id, *id, Lock::None))
+                Box::pin(find(conn, *user_id, *id))
             })
             .await
     }
@@ -194,7 +283,7 @@ impl Orders {
         self.db
             .read(deadline, &input, |conn, &(user_id, id, after, limit)| {
                 Box::pin(async move {
-                    find(conn, user_id, id, Lock::None).await?;
+                    find(conn, user_id, id).await?;
                     Ok(store::history(conn, id, after, limit).await?)
                 })
             })
@@ -332,29 +421,41 @@ async fn place(
     Ok(Done { response, recorded })
 }
 
-async fn cancel(
+/// What is asked of an order that there is.
+#[derive(Debug)]
+struct Asked {
+    request: RequestKey,
+    /// Whose order it must be, if it is a user who asks.
+    by: Option<UserId>,
+    order_id: OrderId,
+    command: Command,
+    expected_version: Option<i64>,
+}
+
+async fn change<R: prost::Message + Default>(
     conn: &mut AsyncPgConnection,
-    command: &CancelOrder,
-) -> Result<Done<proto::CancelOrderResponse>, CommandError> {
-    let ticket = match requests::claim(conn, &command.request).await? {
+    asked: &Asked,
+    respond: fn(Option<proto::Order>) -> R,
+) -> Result<Done<R>, CommandError> {
+    let ticket = match requests::claim(conn, &asked.request).await? {
         Claim::New(ticket) => ticket,
         Claim::Repeat(response) => return Ok(Done::repeat(response)),
     };
-    let order = find(conn, command.user_id, command.order_id, Lock::Update).await?;
-    if command
+    let order = store::load(conn, asked.order_id, Lock::Update)
+        .await?
+        .filter(|order| asked.by.is_none_or(|user| user == order.user_id))
+        .ok_or(CommandError::NotFound)?;
+    if asked
         .expected_version
         .is_some_and(|expected| expected != order.version)
     {
         return Err(CommandError::VersionMismatch);
     }
-    let reason = command.reason.clone();
     let now = now_after(&order);
-    let change = Change::make(Some(order), Command::Cancel { reason }, now)?;
-    let response = proto::CancelOrderResponse {
-        order: Some(change.order().into()),
-    };
+    let change = Change::make(Some(order), asked.command.clone(), now)?;
+    let response = respond(Some(change.order().into()));
     ticket.complete(conn, &response).await?;
-    let cause = cause(command.order_id, Some(command.request.request_id()));
+    let cause = cause(asked.order_id, Some(asked.request.request_id()));
     let recorded = store::save(conn, &change, &cause).await?;
     Ok(Done { response, recorded })
 }
@@ -372,13 +473,8 @@ async fn overdue(conn: &mut AsyncPgConnection, id: OrderId) -> Result<Done<()>, 
 }
 
 /// The order, if it is this user's.
-async fn find(
-    conn: &mut AsyncPgConnection,
-    user_id: UserId,
-    id: OrderId,
-    lock: Lock,
-) -> Result<Order, CommandError> {
-    store::load(conn, id, lock)
+async fn find(conn: &mut AsyncPgConnection, user_id: UserId, id: OrderId) -> Result<Order, CommandError> {
+    store::load(conn, id, Lock::None)
         .await?
         .filter(|order| order.user_id == user_id)
         .ok_or(CommandError::NotFound)

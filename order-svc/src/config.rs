@@ -8,7 +8,10 @@ use service::config::{Admin, Database, Grpc, Instance, Log, Reader, Reported, Te
 pub const ENV_PREFIX: &str = "ORDER_SVC_";
 
 /// The topics that are read, by their keys in `[consumer]`.
-const TOPICS: [(&str, &str); 1] = [("payment_topic", contracts::topics::PAYMENT)];
+const TOPICS: [(&str, &str); 2] = [
+    ("inventory_topic", contracts::topics::INVENTORY),
+    ("payment_topic", contracts::topics::PAYMENT),
+];
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -28,8 +31,8 @@ pub struct Config {
     pub pay_within: Duration,
     /// `orders.expiry_interval`: how often orders are looked for that should have been paid.
     pub expiry_interval: Duration,
-    /// `[kafka]` and `[consumer]`: the events of payments.
-    pub payments: consumer::Config,
+    /// `[kafka]` and `[consumer]`: the events of reservations and payments.
+    pub news: consumer::Config,
     /// `requests.keep`: how long repeats of a request id get the first response.
     pub keep_requests: Duration,
 }
@@ -50,7 +53,7 @@ impl Config {
         let expiry_interval = reader.duration("orders.expiry_interval", SECOND, SECOND / 100..=60 * MINUTE);
         let keep_requests = reader.duration("requests.keep", 2 * DAY, DAY..=365 * DAY);
         let instance = instance?;
-        let payments = subscription::read(reader, &instance, "order-svc", &TOPICS)?;
+        let news = subscription::read(reader, &instance, "order-svc", &TOPICS)?;
         Ok(Self {
             grpc: grpc?,
             admin: admin?,
@@ -60,7 +63,7 @@ impl Config {
             instance,
             pay_within: pay_within?,
             expiry_interval: expiry_interval?,
-            payments,
+            news,
             keep_requests: keep_requests?,
         })
     }
@@ -77,10 +80,13 @@ mod tests {
         let toml = "database.url = \"postgres://u@h/orders\"\nkafka.brokers = \"h:1\"";
         let config = parse(Sources::new(ENV_PREFIX).toml(toml), Config::read).expect("valid");
         assert_eq!(config.pay_within, 30 * MINUTE);
-        assert_eq!(config.payments.group, "order-svc");
+        assert_eq!(config.news.group, "order-svc");
         assert_eq!(
-            config.payments.topics,
-            [consumer::Topic::from_beginning("events.payment")]
+            config.news.topics,
+            [
+                consumer::Topic::from_beginning("events.inventory"),
+                consumer::Topic::from_beginning("events.payment")
+            ]
         );
     }
 

@@ -13,9 +13,10 @@ use service::telemetry::{chain, trace_id};
 use service::validate::Fields;
 use tonic::{Code, Request, Response, Status};
 
-use crate::app::{CancelOrder, CommandError, Orders, PlaceOrder};
+use crate::app::{CancelOrder, CommandError, MarkDelivered, Orders, PlaceOrder, ShipOrder};
 use crate::domain::{
-    Currency, Items, ItemsError, Line, MAX_ITEMS, OrderId, PaymentMethodId, ProductId, Refusal, UserId,
+    Currency, Items, ItemsError, Line, MAX_ITEMS, OrderId, PaymentMethodId, ProductId, Refusal, Shipment,
+    UserId,
 };
 use crate::store::StoreError;
 
@@ -24,6 +25,8 @@ pub const DOMAIN: Domain = Domain("order.shop");
 
 /// The longest reason of a cancellation, in characters.
 const MAX_REASON: usize = 500;
+/// The longest carrier and the longest tracking number, in characters.
+const MAX_SHIPMENT: usize = 100;
 const DEFAULT_PAGE: u16 = 100;
 const MAX_PAGE: u16 = 1000;
 
@@ -59,6 +62,26 @@ impl OrderService for OrderGrpc {
         let deadline = Deadline::of(&request, self.max_deadline);
         let command = CancelOrder::try_from(request.into_inner())?;
         Ok(Response::new(self.orders.cancel(deadline, command).await?))
+    }
+
+    async fn ship_order(
+        &self,
+        request: Request<proto::ShipOrderRequest>,
+    ) -> Result<Response<proto::ShipOrderResponse>, Status> {
+        let deadline = Deadline::of(&request, self.max_deadline);
+        let command = ShipOrder::try_from(request.into_inner())?;
+        Ok(Response::new(self.orders.ship(deadline, command).await?))
+    }
+
+    async fn mark_delivered(
+        &self,
+        request: Request<proto::MarkDeliveredRequest>,
+    ) -> Result<Response<proto::MarkDeliveredResponse>, Status> {
+        let deadline = Deadline::of(&request, self.max_deadline);
+        let command = MarkDelivered::try_from(request.into_inner())?;
+        Ok(Response::new(
+            self.orders.mark_delivered(deadline, command).await?,
+        ))
     }
 
     async fn get_order(
@@ -195,11 +218,7 @@ impl TryFrom<proto::CancelOrderRequest> for CancelOrder {
         let user_id = fields.uuid("user_id", &request.user_id);
         let order_id = fields.uuid("order_id", &request.order_id);
         let reason = fields.text("reason", &request.reason, MAX_REASON);
-        let expected_version = match request.expected_version {
-            0 => Some(None),
-            version if version > 0 => Some(Some(version)),
-            _ => fields.reject("expected_version", "must not be negative"),
-        };
+        let expected_version = expected_version(&mut fields, request.expected_version);
         let all = request_id
             .zip(user_id)
             .zip(order_id)
@@ -214,6 +233,72 @@ impl TryFrom<proto::CancelOrderRequest> for CancelOrder {
             reason,
             expected_version,
         })
+    }
+}
+
+impl TryFrom<proto::ShipOrderRequest> for ShipOrder {
+    type Error = Status;
+
+    fn try_from(request: proto::ShipOrderRequest) -> Result<Self, Status> {
+        let mut fields = Fields::new();
+        let request_id = fields.uuid("request_id", &request.request_id);
+        let order_id = fields.uuid("order_id", &request.order_id);
+        let carrier = words(&mut fields, "carrier", &request.carrier);
+        let tracking_number = words(&mut fields, "tracking_number", &request.tracking_number);
+        let expected_version = expected_version(&mut fields, request.expected_version);
+        let all = request_id
+            .zip(order_id)
+            .zip(carrier)
+            .zip(tracking_number)
+            .zip(expected_version);
+        let ((((request_id, order_id), carrier), tracking_number), expected_version) =
+            fields.finish(DOMAIN, all)?;
+        let method = "shop.order.v1.OrderService/ShipOrder";
+        Ok(Self {
+            request: RequestKey::new(order_id, method, request_id, &request),
+            order_id: OrderId(order_id),
+            shipment: Shipment {
+                tracking_number,
+                carrier,
+            },
+            expected_version,
+        })
+    }
+}
+
+impl TryFrom<proto::MarkDeliveredRequest> for MarkDelivered {
+    type Error = Status;
+
+    fn try_from(request: proto::MarkDeliveredRequest) -> Result<Self, Status> {
+        let mut fields = Fields::new();
+        let request_id = fields.uuid("request_id", &request.request_id);
+        let order_id = fields.uuid("order_id", &request.order_id);
+        let expected_version = expected_version(&mut fields, request.expected_version);
+        let all = request_id.zip(order_id).zip(expected_version);
+        let ((request_id, order_id), expected_version) = fields.finish(DOMAIN, all)?;
+        let method = "shop.order.v1.OrderService/MarkDelivered";
+        Ok(Self {
+            request: RequestKey::new(order_id, method, request_id, &request),
+            order_id: OrderId(order_id),
+            expected_version,
+        })
+    }
+}
+
+/// Text of a shipment, which must say something.
+fn words(fields: &mut Fields, field: &str, text: &str) -> Option<String> {
+    if text.trim().is_empty() {
+        return fields.reject(field, "must not be empty");
+    }
+    fields.text(field, text, MAX_SHIPMENT)
+}
+
+/// `Some(None)` when it does not matter.
+fn expected_version(fields: &mut Fields, version: i64) -> Option<Option<i64>> {
+    match version {
+        0 => Some(None),
+        version if version > 0 => Some(Some(version)),
+        _ => fields.reject("expected_version", "must not be negative"),
     }
 }
 
@@ -246,11 +331,7 @@ impl From<CommandError> for Status {
 
 fn not_found() -> Status {
     DOMAIN
-        .status(
-            Code::NotFound,
-            "ORDER_NOT_FOUND",
-            "there is no such order of this user",
-        )
+        .status(Code::NotFound, "ORDER_NOT_FOUND", "there is no such order")
         .build()
 }
 

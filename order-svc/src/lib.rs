@@ -1,11 +1,11 @@
-//! order-svc: commands on orders, reads of one order from its source, and what payments and the clock do to orders.
+//! order-svc: commands on orders, reads of one order from its source, and what stock, payments and the clock do to orders.
 //!
 //! `main` → [`grpc`] → [`app`] → [`store`] → [`domain`]. A command runs in one transaction that claims its request id,
-//! locks and changes the order's row, stores the response, and appends the events to history and outbox. [`payments`] brings in
-//! what payment-svc tells, and [`expiry`] what time tells.
+//! locks and changes the order's row, stores the response, and appends the events to history and outbox. [`news`] brings in
+//! what inventory-svc and payment-svc tell, and [`expiry`] what time tells.
 //!
 //! Commands need PostgreSQL alone: the process starts, serves and is SERVING to gRPC's health checks whatever Kafka does. `/readyz`,
-//! for people and alerts, also says when events of payments cannot be applied.
+//! for people and alerts, also says when events of other services cannot be applied.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use tonic::codec::CompressionEncoding;
 
 use app::Orders;
 pub use config::{Config, ENV_PREFIX};
-use payments::Payments;
+use news::News;
 
 pub mod app;
 pub mod codec;
@@ -32,7 +32,7 @@ pub mod config;
 pub mod domain;
 pub mod expiry;
 pub mod grpc;
-pub mod payments;
+pub mod news;
 pub mod store;
 pub mod verify;
 
@@ -53,7 +53,7 @@ pub enum AppError {
     Grpc(#[from] GrpcError),
     #[error("the metrics cannot be registered")]
     Metrics(#[from] prometheus::Error),
-    #[error("the consumer of payments cannot be made")]
+    #[error("events of other services cannot be read")]
     Consumer(#[source] BoxError),
     #[error("the admin port {0} cannot be bound")]
     Admin(SocketAddr, #[source] std::io::Error),
@@ -69,7 +69,7 @@ pub struct App {
     db: Db,
     commands: Commands,
     orders: Orders,
-    consumer: Consumer<Payments>,
+    consumer: Consumer<News>,
     readiness: Readiness,
     grpc: GrpcServer,
     admin: AdminServer,
@@ -87,7 +87,7 @@ impl Config {
         db.register_metrics(&registry)?;
         let readiness = Readiness::default();
         let orders = Orders::new(db.clone(), commands.clone(), self.pay_within);
-        let consumer = subscription::build(&self.payments, &self.database, NAME, Payments, &registry)
+        let consumer = subscription::build(&self.news, &self.database, NAME, News, &registry)
             .map_err(AppError::Consumer)?;
         let service = OrderServiceServer::new(grpc::OrderGrpc::new(orders.clone(), self.grpc.max_deadline))
             .accept_compressed(CompressionEncoding::Gzip)
@@ -147,17 +147,14 @@ impl App {
             admin,
         } = self;
         let serving = config.grpc.shutdown_wait + config.grpc.drain;
-        let grace = serving.max(subscription::longest_end(&config.payments)) + Duration::from_secs(5);
+        let grace = serving.max(subscription::longest_end(&config.news)) + Duration::from_secs(5);
         let command_timeout = config.database.command_timeout;
 
         let mut tasks = Supervisor::new(shutdown.clone());
         tasks.spawn("grpc", grpc.serve(shutdown.clone()));
         let status = consumer.status();
-        tasks.spawn("payments", consumer.run(shutdown));
-        tasks.spawn_background(
-            "payments watch",
-            subscription::watch(status, readiness.check("payments")),
-        );
+        tasks.spawn("news", consumer.run(shutdown));
+        tasks.spawn_background("news watch", subscription::watch(status, readiness.check("news")));
         // What it has begun is a command, which is waited for below.
         tasks.spawn_background("expiry", expiry::run(orders, config.expiry_interval));
         tasks.spawn_background("admin", admin.serve());
@@ -187,13 +184,13 @@ impl App {
     }
 }
 
-/// Works on parked events of payments.
+/// Works on parked events of other services.
 ///
 /// # Errors
 /// When it cannot be done, or a record still fails.
 pub async fn dlt(config: &Config, command: Dlt) -> Result<(), BoxError> {
     command
-        .run(config.payments.clone(), &config.database, NAME, Payments)
+        .run(config.news.clone(), &config.database, NAME, News)
         .await
 }
 

@@ -72,7 +72,7 @@ impl FromStr for ChargeAtText {
 
 impl Payments {
     fn read(reader: &mut Reader, call_timeout: Option<Duration>) -> Result<Self, Reported> {
-        let charge_at = reader.or("payments.charge_at", ChargeAtText(ChargeAt::Placed));
+        let charge_at = reader.or("payments.charge_at", ChargeAtText(ChargeAt::Reserved));
         let settle_concurrency = reader.number("payments.settle_concurrency", 8, 1..=1000);
         let settle_every = reader.duration("payments.settle_every", 200 * MS, 10 * MS..=MINUTE);
         let lease = reader
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn addresses_and_the_key_must_be_given() {
         let config = parse(Sources::new(ENV_PREFIX).toml(MINIMAL), Config::read).expect("valid");
-        assert_eq!(config.payments.charge_at, ChargeAt::Placed);
+        assert_eq!(config.payments.charge_at, ChargeAt::Reserved);
         assert_eq!(config.consumer.group, "payment-svc");
         assert!(!format!("{config:?}").contains("sk_test_1"));
     }

@@ -26,6 +26,8 @@ pub struct Shop {
     pub topic: String,
     /// Events of payments.
     pub payment_topic: String,
+    /// Events of reservations.
+    pub inventory_topic: String,
     /// The group of order-query-svc.
     pub group: String,
     pub brokers: String,
@@ -46,12 +48,13 @@ impl Shop {
             order_query: database(postgres_url, "order-query-svc", &folder).await?,
             topic: testing::unique("events.order"),
             payment_topic: testing::unique("events.payment"),
+            inventory_topic: testing::unique("events.inventory"),
             group: testing::unique("order-query-svc"),
             brokers: brokers.to_owned(),
             folder,
         };
         let mut create = shop.outbox_relay().arg("create-topics");
-        for topic in [&shop.topic, &shop.payment_topic] {
+        for topic in [&shop.topic, &shop.payment_topic, &shop.inventory_topic] {
             create = create
                 .arg(format!("{topic}={PARTITIONS}"))
                 .arg(format!("{topic}-dlt={PARTITIONS}"));
@@ -65,6 +68,7 @@ impl Shop {
             .set("database.url", self.orders.url())
             .set("kafka.brokers", &self.brokers)
             .set("consumer.payment_topic", &self.payment_topic)
+            .set("consumer.inventory_topic", &self.inventory_topic)
             // The topic is this test's own, so the group is as well.
             .set("consumer.group", format!("order-svc {}", self.payment_topic))
     }

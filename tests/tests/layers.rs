@@ -9,7 +9,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand, TargetKind};
 /// For people, not for production: they may be what processes may not.
 const TOOLS: [&str; 4] = ["bench", "demo", "dev-cli", "tests"];
 /// Names that must be there at the top.
-const TOP: [&str; 14] = [
+const TOP: [&str; 15] = [
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "Cargo.toml",
@@ -17,6 +17,7 @@ const TOP: [&str; 14] = [
     "crates",
     "deploy",
     "dev",
+    "inventory-svc",
     "migrations",
     "order-query-svc",
     "order-svc",

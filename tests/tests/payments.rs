@@ -1,9 +1,11 @@
-//! The saga over money, across processes: two instances of everything that consumes, the real relay, a provider with a ledger of
+//! The saga over stock and money, across processes: two instances of everything that consumes, the real relay, a provider with a ledger of
 //! its own. What is done to them here has one outcome: who paid gets his order or his money back, once.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use contracts::shop::inventory::v1::inventory_service_client::InventoryServiceClient;
+use contracts::shop::inventory::v1::{GetStockRequest, SetStockRequest};
 use contracts::shop::order::v1::order_service_client::OrderServiceClient;
 use contracts::shop::order::v1::{CancelOrderRequest, Order, OrderItem, PlaceOrderRequest};
 use contracts::shop::payment::v1::payment_service_client::PaymentServiceClient;
@@ -12,7 +14,7 @@ use contracts::shop::payment::v1::{Card, Payment, PaymentStatus, ProcessPaymentR
 use local_stack::kafka::Kafka;
 use local_stack::postgres::Postgres;
 use local_stack::process::http_get;
-use local_stack::shop::{ORDER_SVC, OUTBOX_RELAY, PAYMENT_SVC, Plan, Shop};
+use local_stack::shop::{INVENTORY_SVC, ORDER_SVC, OUTBOX_RELAY, PAYMENT_SVC, Plan, Shop};
 use local_stack::testing::{Folder, private_kafka, private_postgres};
 use local_stack::{cards, wait};
 use rand::rngs::StdRng;
@@ -27,6 +29,10 @@ use uuid::Uuid;
 
 /// Of a call that is expected to be answered.
 const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The product that there is, and how many pieces of it.
+const PRODUCT: &str = "0190bbbb-0000-7000-8000-000000000001";
+const PIECES: i64 = 1_000;
 
 /// A shop of its own, on servers of its own.
 struct Stage {
@@ -48,12 +54,20 @@ impl Stage {
         tokio::try_join!(plan.migrate(), plan.create_topics())?;
         let shop = plan.start().await?;
         shop.consumers_settled().await?;
-        Ok(Self {
+        let stage = Self {
             shop,
             plan,
             kafka,
             postgres,
-        })
+        };
+        let request = SetStockRequest {
+            request_id: Uuid::new_v4().to_string(),
+            product_id: PRODUCT.to_owned(),
+            available: PIECES,
+            expected_version: None,
+        };
+        stage.inventory()?.set_stock(within(request, DEADLINE)).await?;
+        Ok(stage)
     }
 
     async fn database(&self, name: &str) -> Result<Client> {
@@ -73,12 +87,22 @@ impl Stage {
         Ok(PaymentServiceClient::new(shop::channel(process)?))
     }
 
+    fn inventory(&self) -> Result<InventoryServiceClient<Channel>> {
+        let process = self.shop.of(INVENTORY_SVC).next().context("an instance")?;
+        Ok(InventoryServiceClient::new(shop::channel(process)?))
+    }
+
+    /// An order of a piece of the product that there is.
     async fn place(&self, turn: usize) -> Result<Order> {
+        self.place_for(turn, PRODUCT).await
+    }
+
+    async fn place_for(&self, turn: usize, product_id: &str) -> Result<Order> {
         let request = PlaceOrderRequest {
             request_id: Uuid::new_v4().to_string(),
             user_id: Uuid::new_v4().to_string(),
             items: vec![OrderItem {
-                product_id: Uuid::new_v4().to_string(),
+                product_id: product_id.to_owned(),
                 quantity: 1,
                 unit_price_minor_units: 1000 + turn as i64,
             }],
@@ -102,16 +126,32 @@ impl Stage {
     /// Waits until nothing is under way any more: no payment is unfinished, every event is published and has been taken in.
     async fn quiet(&self) -> Result<()> {
         let (orders, payments) = (self.database("orders").await?, self.database("payments").await?);
+        let inventory = self.database("inventory").await?;
         wait::until("everything is settled and told", PATIENCE, || async {
             let unfinished = "SELECT count(*) FROM payments WHERE status IN ('pending', 'refund_pending')";
             let taken_in = "SELECT coalesce(sum(version), 0)::bigint FROM consumer_marks";
             let events = "SELECT count(*) FROM events";
+            let reservations = "SELECT count(*) FROM events WHERE entity_type = 'reservation'";
+            let told = databases::count(&payments, events).await?
+                + databases::count(&inventory, reservations).await?;
+            let placed = databases::count(&orders, events).await?;
             let settled = databases::count(&payments, unfinished).await? == 0
-                && databases::count(&orders, taken_in).await? == databases::count(&payments, events).await?
-                && databases::count(&payments, taken_in).await? == databases::count(&orders, events).await?;
+                && databases::count(&orders, taken_in).await? == told
+                && databases::count(&payments, taken_in).await? == placed
+                && databases::count(&inventory, taken_in).await? == placed;
             Ok(settled.then_some(()))
         })
         .await
+    }
+
+    /// Available, reserved and sold of the product that there is.
+    async fn stock(&self) -> Result<(i64, i64, i64)> {
+        let request = GetStockRequest {
+            product_id: PRODUCT.to_owned(),
+        };
+        let answer = self.inventory()?.get_stock(within(request, DEADLINE)).await?;
+        let stock = answer.into_inner().stock.context("stock")?;
+        Ok((stock.available, stock.reserved, stock.sold))
     }
 
     /// Charges and refunds of the provider, as JSON.
@@ -217,7 +257,7 @@ async fn expire_without_kafka(folder: &Folder) -> Result<()> {
     stage.quiet().await?;
     let not_paid = orders_with(&orders, "cancelled", Some("not_paid_in_time")).await?;
     ensure!(
-        orders_with(&orders, "paid", None).await? == paid.len() as i64,
+        orders_with(&orders, "confirmed", None).await? == paid.len() as i64,
         "who paid has no order"
     );
     ensure!(
@@ -231,6 +271,61 @@ async fn expire_without_kafka(folder: &Folder) -> Result<()> {
         "{ledger}"
     );
     ensure!(ledger["refunds"].as_array().map(Vec::len) == Some(0), "{ledger}");
+    let sold = paid.len() as i64;
+    ensure!(
+        stage.stock().await? == (PIECES - sold, 0, sold),
+        "{:?}",
+        stage.stock().await?
+    );
+    stage.sound().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_paid_for_what_is_not_there_gets_the_money_back() {
+    tests::run("out-of-stock", pay_for_nothing).await;
+}
+
+/// inventory-svc does not answer until the orders are paid.
+async fn pay_for_nothing(folder: &Folder) -> Result<()> {
+    const ORDERS: usize = 20;
+    let mut stage = Stage::start(folder, "10m").await?;
+    for instance in 0..2 {
+        stage.shop.instance_mut(INVENTORY_SVC, instance)?.pause()?;
+    }
+    let nobody_has = Uuid::new_v4().to_string();
+    for turn in 0..ORDERS {
+        let product = if turn % 2 == 0 { PRODUCT } else { &nobody_has };
+        let order = stage.place_for(turn, product).await?;
+        let request = payment_of(&order, &cards::fine(turn as u64));
+        let payment = pay(stage.payments(turn)?, request, DEADLINE).await?;
+        ensure!(payment.status() == PaymentStatus::Received, "{payment:?}");
+    }
+    let orders = stage.database("orders").await?;
+    wait::until("all are paid and wait", PATIENCE, || async {
+        Ok((orders_with(&orders, "paid", None).await? == ORDERS as i64).then_some(()))
+    })
+    .await?;
+    for instance in 0..2 {
+        stage.shop.instance_mut(INVENTORY_SVC, instance)?.resume()?;
+    }
+    wait::until("every order has its end", PATIENCE, || async {
+        Ok((orders_with(&orders, "paid", None).await? == 0).then_some(()))
+    })
+    .await?;
+    stage.quiet().await?;
+    let half = ORDERS as i64 / 2;
+    ensure!(orders_with(&orders, "confirmed", None).await? == half);
+    ensure!(orders_with(&orders, "cancelled", Some("out_of_stock")).await? == half);
+    let ledger = stage.ledger().await?;
+    ensure!(
+        ledger["charges"].as_array().map(Vec::len) == Some(ORDERS),
+        "{ledger}"
+    );
+    ensure!(
+        ledger["refunds"].as_array().map(Vec::len) == Some(ORDERS / 2),
+        "{ledger}"
+    );
+    ensure!(stage.stock().await? == (PIECES - half, 0, half));
     stage.sound().await
 }
 
@@ -240,6 +335,9 @@ async fn paying_before_the_order_is_heard_of_and_while_it_is_cancelled() {
         let mut stage = Stage::start(folder, "10m").await?;
         pay_before_it_is_known(&mut stage).await?;
         cancel_while_paying(&stage).await?;
+        // The two that were paid and not cancelled.
+        let stock = stage.stock().await?;
+        ensure!(stock == (PIECES - 2, 0, 2), "{stock:?}");
         stage.sound().await
     })
     .await;

@@ -91,12 +91,8 @@ pub struct StoredEvent {
 /// Why events were not appended. The caller's transaction must be rolled back.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
-    #[error("{entity_type} {entity_id} has moved on from version {expected_version}")]
-    Conflict {
-        entity_type: &'static str,
-        entity_id: String,
-        expected_version: i64,
-    },
+    #[error("an entity has moved on from the version that was expected")]
+    Conflict,
     #[error("the event store could not be written")]
     Database(#[source] DieselError),
 }
@@ -118,6 +114,19 @@ struct EventRow<'a> {
     traceparent: Option<&'a str>,
 }
 
+/// An event of an entity on its way into the history.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    pub entity: &'a Entity,
+    /// The entity's version after it.
+    pub version: i64,
+    pub event: &'a NewEvent,
+    pub cause: &'a Cause,
+}
+
+/// PostgreSQL takes 65,535 parameters a statement, and a row has 11.
+const ROWS_PER_STATEMENT: usize = 1_000;
+
 /// Appends events to the history of an entity at `expected_version` (0: it has none yet), and to the outbox, within the
 /// caller's transaction. Returns the ids of the events. The caller has locked the entity or written its row first.
 ///
@@ -130,66 +139,86 @@ pub async fn append(
     new_events: &[NewEvent],
     cause: &Cause,
 ) -> Result<Vec<Uuid>, AppendError> {
-    let ids: Vec<Uuid> = new_events.iter().map(|_| Uuid::now_v7()).collect();
-    let rows: Vec<EventRow<'_>> = (expected_version + 1..)
+    let entries: Vec<Entry<'_>> = (expected_version + 1..)
         .zip(new_events)
-        .zip(&ids)
-        .map(|((version, event), event_id)| EventRow {
-            entity_type: entity.entity_type,
-            entity_id: &entity.entity_id,
+        .map(|(version, event)| Entry {
+            entity,
             version,
-            event_id: *event_id,
-            event_type: event.event_type,
-            schema_version: event.schema_version,
-            payload: &event.payload,
-            occurred_at: event.occurred_at,
-            correlation_id: cause.correlation_id,
-            causation_id: cause.causation_id,
-            traceparent: cause.traceparent.as_deref(),
+            event,
+            cause,
         })
         .collect();
-    let inserted = match rows.as_slice() {
-        [] => return Ok(ids),
-        // Unlike an insert of several rows, this statement is prepared once per connection.
-        [row] => diesel::insert_into(events::table).values(row).execute(conn).await,
-        rows => {
-            diesel::insert_into(events::table)
-                .values(rows)
-                .execute(conn)
-                .await
-        }
-    };
-    inserted.map_err(|error| match error {
-        DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _) => AppendError::Conflict {
-            entity_type: entity.entity_type,
-            entity_id: entity.entity_id.clone(),
-            expected_version,
-        },
-        error => AppendError::Database(error),
-    })?;
+    append_all(conn, &entries).await
+}
+
+/// The same for events of many entities, each entity's versions ascending.
+///
+/// # Errors
+/// [`AppendError::Conflict`] when one of the entities already has a later version.
+pub async fn append_all(
+    conn: &mut AsyncPgConnection,
+    entries: &[Entry<'_>],
+) -> Result<Vec<Uuid>, AppendError> {
+    let ids: Vec<Uuid> = entries.iter().map(|_| Uuid::now_v7()).collect();
+    let rows: Vec<EventRow<'_>> = entries
+        .iter()
+        .zip(&ids)
+        .map(|(entry, event_id)| EventRow {
+            entity_type: entry.entity.entity_type,
+            entity_id: &entry.entity.entity_id,
+            version: entry.version,
+            event_id: *event_id,
+            event_type: entry.event.event_type,
+            schema_version: entry.event.schema_version,
+            payload: &entry.event.payload,
+            occurred_at: entry.event.occurred_at,
+            correlation_id: entry.cause.correlation_id,
+            causation_id: entry.cause.causation_id,
+            traceparent: entry.cause.traceparent.as_deref(),
+        })
+        .collect();
+    for rows in rows.chunks(ROWS_PER_STATEMENT) {
+        let insert = diesel::insert_into(events::table);
+        let inserted = match rows {
+            // Unlike an insert of several rows, this statement is prepared once per connection.
+            [row] => insert.values(row).execute(conn).await,
+            rows => insert.values(rows).execute(conn).await,
+        };
+        inserted.map_err(|error| match error {
+            DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _) => AppendError::Conflict,
+            error => AppendError::Database(error),
+        })?;
+    }
 
     let messages: Vec<outbox::Message> = rows
         .iter()
-        .zip(new_events)
-        .map(|(row, event)| outbox::Message {
-            event_id: row.event_id,
-            aggregate_type: row.entity_type.to_owned(),
-            aggregate_id: row.entity_id.to_owned(),
-            aggregate_version: row.version,
-            event_type: row.event_type.to_owned(),
-            schema_version: row.schema_version,
-            topic: entity.topic.map(str::to_owned),
-            source: cause.source.to_owned(),
-            content_type: "application/protobuf".to_owned(),
-            data_schema: event.data_schema.map(str::to_owned),
-            correlation_id: Some(row.correlation_id),
-            causation_id: row.causation_id,
-            traceparent: cause.traceparent.clone(),
-            tracestate: cause.tracestate.clone(),
-            metadata: serde_json::Value::Object(serde_json::Map::new()),
-            occurred_at: row.occurred_at,
-            payload: Some(event.payload.clone()),
-        })
+        .zip(entries)
+        .map(
+            |(
+                row,
+                Entry {
+                    entity, event, cause, ..
+                },
+            )| outbox::Message {
+                event_id: row.event_id,
+                aggregate_type: row.entity_type.to_owned(),
+                aggregate_id: row.entity_id.to_owned(),
+                aggregate_version: row.version,
+                event_type: row.event_type.to_owned(),
+                schema_version: row.schema_version,
+                topic: entity.topic.map(str::to_owned),
+                source: cause.source.to_owned(),
+                content_type: "application/protobuf".to_owned(),
+                data_schema: event.data_schema.map(str::to_owned),
+                correlation_id: Some(row.correlation_id),
+                causation_id: row.causation_id,
+                traceparent: cause.traceparent.clone(),
+                tracestate: cause.tracestate.clone(),
+                metadata: serde_json::Value::Object(serde_json::Map::new()),
+                occurred_at: row.occurred_at,
+                payload: Some(event.payload.clone()),
+            },
+        )
         .collect();
     outbox::append(conn, &messages)
         .await

@@ -71,7 +71,8 @@ pub struct Difference {
 }
 
 impl Report {
-    fn add(&mut self, entity_id: impl fmt::Display, what: impl Into<String>) {
+    /// Notes that something about an entity should not be so.
+    pub fn add(&mut self, entity_id: impl fmt::Display, what: impl Into<String>) {
         self.differences += 1;
         if self.named.len() < NAMED {
             self.named.push(Difference {
@@ -129,12 +130,23 @@ pub async fn verify<E: Entities>(conn: &mut AsyncPgConnection) -> diesel::QueryR
         .read_only()
         .run(async |conn| {
             let mut report = Report::default();
-            compare_rows::<E>(conn, &mut report).await?;
-            find_orphans::<E>(conn, &mut report).await?;
-            compare_outbox(conn, &mut report).await?;
+            check_entities::<E>(conn, &mut report).await?;
+            check_outbox(conn, &mut report).await?;
             Ok(report)
         })
         .await
+}
+
+/// Rebuilds all entities of one type and compares, for services that have more to verify. The caller's transaction is its snapshot.
+///
+/// # Errors
+/// As [`verify`].
+pub async fn check_entities<E: Entities>(
+    conn: &mut AsyncPgConnection,
+    report: &mut Report,
+) -> diesel::QueryResult<()> {
+    compare_rows::<E>(conn, report).await?;
+    find_orphans::<E>(conn, report).await
 }
 
 async fn compare_rows<E: Entities>(
@@ -241,8 +253,12 @@ async fn find_orphans<E: Entities>(
     Ok(())
 }
 
-/// Every event has one outbox row that says the same, and the ids of the rows rise with the versions.
-async fn compare_outbox(conn: &mut AsyncPgConnection, report: &mut Report) -> diesel::QueryResult<()> {
+/// Checks that every event has one outbox row that says the same, and that the ids of the rows rise with the versions. The caller's
+/// transaction is its snapshot.
+///
+/// # Errors
+/// As [`verify`].
+pub async fn check_outbox(conn: &mut AsyncPgConnection, report: &mut Report) -> diesel::QueryResult<()> {
     let count: Count = diesel::sql_query("SELECT count(*) AS n FROM outbox")
         .get_result(conn)
         .await?;

@@ -40,6 +40,10 @@ pub struct Progress {
 pub struct Figures {
     pub placed: u64,
     pub cancelled: u64,
+    /// Orders that were cancelled because their stock was not to be had.
+    pub out_of_stock: u64,
+    /// Orders that were sent off, those delivered included.
+    pub shipped: u64,
     /// Orders whose money was taken, also if it was given back.
     pub paid: u64,
     /// Payments that a bank refused.
@@ -56,6 +60,8 @@ pub struct Figures {
     pub charges_match: bool,
     /// The provider's ledger has one refund of each cancelled order that was paid, and no other.
     pub refunds_match: bool,
+    /// Every piece of every product is where orders and the warehouse have put it.
+    pub stock_conserved: bool,
     pub kafka_p50_ms: f64,
     pub kafka_p99_ms: f64,
     pub view_p50_ms: f64,
@@ -82,7 +88,17 @@ impl Figures {
             (
                 "orders cancelled",
                 self.cancelled.to_string(),
-                "by users, unpaid in time, or for good refused",
+                "by users, out of stock, unpaid in time, or for good refused",
+            ),
+            (
+                "orders out of stock",
+                self.out_of_stock.to_string(),
+                "among those cancelled",
+            ),
+            (
+                "orders shipped",
+                self.shipped.to_string(),
+                "those delivered included",
             ),
             (
                 "orders paid",
@@ -102,12 +118,12 @@ impl Figures {
             (
                 "outbox rows",
                 self.outbox_rows.to_string(),
-                "one per event, in the databases orders and payments",
+                "one per event, in all databases",
             ),
             (
                 "records on Kafka",
                 self.kafka_records.to_string(),
-                "in events.order and events.payment, repeats included",
+                "in all topics of events, repeats included",
             ),
             ("lost", self.lost.to_string(), "outbox rows without a record"),
             (
@@ -134,6 +150,11 @@ impl Figures {
                 "refunds match",
                 yes(self.refunds_match),
                 "the provider's ledger = cancelled paid orders",
+            ),
+            (
+                "stock conserved",
+                yes(self.stock_conserved),
+                "available + reserved + sold, as orders and the warehouse say",
             ),
             (
                 "commit to Kafka",

@@ -17,11 +17,19 @@ use crate::wait;
 pub const ORDER_SVC: &str = "order-svc";
 pub const ORDER_QUERY_SVC: &str = "order-query-svc";
 pub const PAYMENT_SVC: &str = "payment-svc";
+pub const INVENTORY_SVC: &str = "inventory-svc";
 pub const PAYMENT_SANDBOX: &str = "payment-sandbox";
 pub const OUTBOX_RELAY: &str = "outbox-relay";
 
 /// Partitions of every topic.
 pub const PARTITIONS: u32 = 6;
+
+/// The events of one kind of entity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Events {
+    pub entity_type: &'static str,
+    pub topic: &'static str,
+}
 
 /// One kind of process, and what it works on.
 #[derive(Debug, Clone, Copy)]
@@ -34,28 +42,51 @@ pub struct Service {
     first_port: u16,
     /// The database that it alone writes.
     pub database: Option<&'static str>,
-    /// The topic of the events in its database's outbox.
-    pub emits: Option<&'static str>,
+    /// The events in its database's outbox.
+    pub emits: &'static [Events],
     /// The topics that it reads.
     pub consumes: &'static [&'static str],
 }
 
 /// In the order in which they are stopped: first what takes commands, then what carries their events on.
-pub const SERVICES: [Service; 5] = [
+pub const SERVICES: [Service; 6] = [
     Service {
         name: ORDER_SVC,
         instances: 2,
         first_port: 10,
         database: Some("orders"),
-        emits: Some("events.order"),
-        consumes: &["events.payment"],
+        emits: &[Events {
+            entity_type: "order",
+            topic: "events.order",
+        }],
+        consumes: &["events.inventory", "events.payment"],
     },
     Service {
         name: PAYMENT_SVC,
         instances: 2,
         first_port: 40,
         database: Some("payments"),
-        emits: Some("events.payment"),
+        emits: &[Events {
+            entity_type: "payment",
+            topic: "events.payment",
+        }],
+        consumes: &["events.order"],
+    },
+    Service {
+        name: INVENTORY_SVC,
+        instances: 2,
+        first_port: 60,
+        database: Some("inventory"),
+        emits: &[
+            Events {
+                entity_type: "reservation",
+                topic: "events.inventory",
+            },
+            Events {
+                entity_type: "stock",
+                topic: "events.stock",
+            },
+        ],
         consumes: &["events.order"],
     },
     Service {
@@ -63,7 +94,7 @@ pub const SERVICES: [Service; 5] = [
         instances: 1,
         first_port: 30,
         database: None,
-        emits: None,
+        emits: &[],
         consumes: &[],
     },
     Service {
@@ -71,7 +102,7 @@ pub const SERVICES: [Service; 5] = [
         instances: 2,
         first_port: 20,
         database: Some("order_query"),
-        emits: None,
+        emits: &[],
         consumes: &["events.order", "events.payment"],
     },
     Service {
@@ -79,7 +110,7 @@ pub const SERVICES: [Service; 5] = [
         instances: 1,
         first_port: 50,
         database: None,
-        emits: None,
+        emits: &[],
         consumes: &[],
     },
 ];
@@ -117,7 +148,7 @@ impl Service {
 
 /// The topics, in the order of those who emit.
 pub fn topics() -> Vec<&'static str> {
-    SERVICES.iter().filter_map(|service| service.emits).collect()
+    events().into_iter().map(|(_, events)| events.topic).collect()
 }
 
 /// The databases, in the order of those who write them.
@@ -125,10 +156,20 @@ pub fn databases() -> Vec<&'static str> {
     SERVICES.iter().filter_map(|service| service.database).collect()
 }
 
-/// Databases that have an outbox, and the topics of their events.
-pub fn outboxes() -> Vec<(&'static str, &'static str)> {
-    let both = SERVICES.iter().map(|service| service.database.zip(service.emits));
-    both.flatten().collect()
+/// Databases that have an outbox.
+pub fn outboxes() -> Vec<&'static str> {
+    let emitting = SERVICES.iter().filter(|service| !service.emits.is_empty());
+    emitting.filter_map(|service| service.database).collect()
+}
+
+/// All kinds of events, with the database in whose outbox they are.
+pub fn events() -> Vec<(&'static str, Events)> {
+    let of = |service: &Service| {
+        let database = service.database;
+        let emits = service.emits.iter();
+        emits.filter_map(move |events| Some((database?, *events)))
+    };
+    SERVICES.iter().flat_map(of).collect()
 }
 
 /// The topics of records that some consumer could not handle.
@@ -279,7 +320,7 @@ impl Plan {
 
     /// How long the relay's leases outlive a relay that was killed.
     pub fn relay_lease(self, lease: Duration) -> Self {
-        let events = outboxes().into_iter().map(|(database, _)| database.to_owned());
+        let events = outboxes().into_iter().map(str::to_owned);
         let names = events.chain(consuming().map(dead_letters_of));
         names.fold(self, |plan, name| {
             let key = format!("outbox.{name}.lease_ttl");
@@ -356,7 +397,7 @@ impl Plan {
     /// Rebuilds everything from its history and compares, in every service that has one. What differs is in the error.
     pub async fn verify(&self) -> Result<()> {
         let mut all = JoinSet::new();
-        for service in SERVICES.iter().filter(|service| service.emits.is_some()) {
+        for service in SERVICES.iter().filter(|service| !service.emits.is_empty()) {
             all.spawn(self.command(service).arg("verify").run_to_end());
         }
         finished(all).await
@@ -425,7 +466,7 @@ impl Plan {
         }
         match service.name {
             OUTBOX_RELAY => {
-                for (database, _) in outboxes() {
+                for database in outboxes() {
                     builder = builder.set(
                         &format!("outbox.{database}.database_url"),
                         self.database_url(database),
@@ -597,6 +638,11 @@ mod tests {
         assert_eq!(distinct.len(), ports.len(), "{ports:?}");
         assert!(distinct.iter().all(|port| *port < PORTS));
         for service in SERVICES {
+            assert!(
+                service.emits.is_empty() || service.database.is_some(),
+                "{}",
+                service.name
+            );
             for topic in service.consumes {
                 assert!(topics().contains(topic), "nobody emits {topic}");
             }

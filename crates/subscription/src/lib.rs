@@ -4,11 +4,12 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use consumer::{Config, Consumer, Handler, Topic};
+use consumer::{Config, Consumer, Handler, Record, Topic};
 use service::admin::Check;
 use service::config::{Database, Instance, Kafka, Reader, Reported};
 use service::db::Db;
 use service::shutdown::BoxError;
+use service::telemetry;
 
 mod dlt;
 mod rebuild;
@@ -143,6 +144,24 @@ pub async fn watch(status: consumer::Status, check: Check) -> Result<(), Infalli
         });
         tokio::time::sleep(CHECK_INTERVAL).await;
     }
+}
+
+/// The span of what one event of a batch leads to: a part of the event's trace, not of the batch's.
+pub fn hear_span(record: &Record) -> tracing::Span {
+    let envelope = &record.envelope;
+    let span = tracing::info_span!(
+        parent: None,
+        "hear",
+        otel.name = format!("hear {}", envelope.event_type),
+        cause.event.id = %envelope.event_id,
+        cause.event.r#type = envelope.event_type,
+    );
+    telemetry::set_parent(
+        &span,
+        envelope.traceparent.as_deref(),
+        envelope.tracestate.as_deref(),
+    );
+    span
 }
 
 /// The longest that a consumer takes to end, once asked to.

@@ -53,6 +53,8 @@ fn compare(told: &ToldOrder, row: &Order, problems: &mut Vec<String>) {
         updated_at: told.placed.updated_at,
         cancel_reason: String::new(),
         payment_id: String::new(),
+        tracking_number: String::new(),
+        carrier: String::new(),
         ..row.clone()
     };
     if as_placed != told.placed || row.version < told.placed.version {
@@ -61,12 +63,22 @@ fn compare(told: &ToldOrder, row: &Order, problems: &mut Vec<String>) {
             told.placed
         ));
     }
-    // Nothing happens to a cancelled order any more.
-    if told.cancelled.as_ref().is_some_and(|cancelled| cancelled != row) {
-        problems.push(format!(
-            "a client was told {:?}, and the row of state is {row:?}",
-            told.cancelled
-        ));
+    // Nothing happens any more to an order that is cancelled or delivered, and to one that is shipped only that.
+    let shipped = told.shipped.as_ref().filter(|_| told.delivered.is_none());
+    for last in [&told.cancelled, &told.delivered]
+        .into_iter()
+        .flatten()
+        .chain(shipped)
+    {
+        if last != row {
+            problems.push(format!(
+                "a client was told {last:?}, and the row of state is {row:?}"
+            ));
+        }
+    }
+    let status = row.status();
+    if told.shipped.is_none() && [OrderStatus::Shipped, OrderStatus::Delivered].contains(&status) {
+        problems.push(format!("nobody has shipped {row:?}"));
     }
 }
 
@@ -81,22 +93,26 @@ pub(super) fn compare_ends(parts: &Parts, problems: &mut Vec<String>) {
         .iter()
         .map(|told| (told.placed.order_id.as_str(), told))
         .collect();
-    let events = parts.sources.iter().flat_map(|source| &source.events);
-    let cancellations: HashMap<&str, OrderCancelled> = events
-        .filter(|event| event.event_type == CANCELLED)
-        .filter_map(|event| {
-            let cancelled = OrderCancelled::decode(event.payload.as_slice()).ok()?;
-            Some((event.entity_id.as_str(), cancelled))
-        })
+    let cancellations = cancellations(parts);
+    let reservations: HashMap<&str, &str> = parts
+        .reservations
+        .iter()
+        .map(|reservation| (reservation.order_id.as_str(), reservation.status.as_str()))
         .collect();
     for order in &parts.orders {
         let id = order.order_id.as_str();
         let payments = payments.remove(id).unwrap_or_default();
         let wrong = match (order.status(), cancellations.get(id)) {
-            (OrderStatus::Paid | OrderStatus::Confirmed, None) => paid(order, &payments),
-            (OrderStatus::Cancelled, Some(cancelled)) => {
-                cancelled_rightly(order, &payments, cancelled, told.get(id).copied())
+            (OrderStatus::Confirmed | OrderStatus::Shipped | OrderStatus::Delivered, None) => {
+                paid(order, &payments)
             }
+            (OrderStatus::Cancelled, Some(cancelled)) => cancelled_rightly(
+                order,
+                &payments,
+                cancelled,
+                told.get(id).copied(),
+                reservations.get(id).copied(),
+            ),
             (status, _) => Some(format!("has not come to its end, but is {status:?}")),
         };
         if let Some(wrong) = wrong {
@@ -108,6 +124,27 @@ pub(super) fn compare_ends(parts: &Parts, problems: &mut Vec<String>) {
             "there is no order {order}, and there are payments {payments:?}"
         ));
     }
+}
+
+/// How many orders were cancelled so.
+pub(super) fn cancelled_by(parts: &Parts, by: CancelledBy) -> usize {
+    let cancellations = cancellations(parts);
+    let so = cancellations
+        .values()
+        .filter(|cancelled| cancelled.cancelled_by() == by);
+    so.count()
+}
+
+/// By order, its cancellation.
+fn cancellations(parts: &Parts) -> HashMap<&str, OrderCancelled> {
+    let events = parts.sources.iter().flat_map(|source| &source.events);
+    events
+        .filter(|event| event.event_type == CANCELLED)
+        .filter_map(|event| {
+            let cancelled = OrderCancelled::decode(event.payload.as_slice()).ok()?;
+            Some((event.entity_id.as_str(), cancelled))
+        })
+        .collect()
 }
 
 fn with_status<'a>(payments: &[&'a Payment], status: PaymentStatus) -> Vec<&'a Payment> {
@@ -130,6 +167,7 @@ fn cancelled_rightly(
     payments: &[&Payment],
     cancelled: &OrderCancelled,
     told: Option<&ToldOrder>,
+    reservation: Option<&str>,
 ) -> Option<String> {
     if !with_status(payments, PaymentStatus::Received).is_empty() {
         return Some("is cancelled, and its money is kept".to_owned());
@@ -145,6 +183,7 @@ fn cancelled_rightly(
     let by = cancelled.cancelled_by();
     let rightly = match by {
         CancelledBy::User => told.is_some_and(|told| told.cancelled.is_some()),
+        CancelledBy::OutOfStock => reservation == Some("rejected"),
         CancelledBy::NotPaidInTime => refunded.is_empty() && last_word(None),
         CancelledBy::PaymentFailed => refunded.is_empty() && last_word(None),
         CancelledBy::Refund => refunded.len() == 1 && refunded[0].payment_id == order.payment_id,

@@ -1,6 +1,10 @@
-use contracts::catalogue::{order as order_types, payment as payment_types};
+use contracts::catalogue::{
+    inventory as inventory_types, order as order_types, payment as payment_types, stock as stock_types,
+};
 use contracts::shop::common::v1::Money;
-use contracts::shop::order::events::v1::{CancelledBy, OrderCancelled};
+use contracts::shop::inventory::events::v1::StockUpdated;
+use contracts::shop::order::events::v1::OrderCancelled;
+use contracts::shop::order::v1::OrderItem;
 use contracts::shop::payment::events::v1::{
     FailureReason, PaymentFailed, PaymentMethodSummary, PaymentReceived, PaymentRefunded,
 };
@@ -18,14 +22,23 @@ use crate::plan::Outcome;
 const USER: &str = "u";
 const ORDERS: usize = 0;
 const PAYMENTS: usize = 1;
+const INVENTORY: usize = 2;
+const STOCK: usize = 3;
+const PRODUCT: &str = "p";
+/// Pieces of the product in each order.
+const QUANTITY: i32 = 2;
+/// How many pieces there were.
+const STOCKED: i64 = 10;
 
 /// Order a was paid; b was cancelled by its user; c was paid, and then cancelled by its user; d's card was declined, and nobody paid
-/// it in time.
+/// it in time; e's stock was not to be had; f was paid and shipped.
 fn parts() -> Parts {
     let mut parts = Parts {
         sources: vec![
             source(contracts::topics::ORDER),
             source(contracts::topics::PAYMENT),
+            source(contracts::topics::INVENTORY),
+            source(contracts::topics::STOCK),
         ],
         ..Parts::default()
     };
@@ -41,6 +54,13 @@ fn parts() -> Parts {
     parts.decline("d", "pd", FailureReason::Declined);
     parts.decline("d", "pe", FailureReason::NotPaidInTime);
     parts.cancel("d", CancelledBy::NotPaidInTime);
+    parts.place("e");
+    parts.reservations[4].status = "rejected".to_owned();
+    parts.cancel("e", CancelledBy::OutOfStock);
+    parts.place("f");
+    parts.pay("f", "pf");
+    parts.ship("f");
+    parts.count_stock();
     parts.look();
     parts
 }
@@ -74,6 +94,9 @@ impl Parts {
         source.records.push(record(&row, source.records.len() as i64));
         source.outbox.push(row);
         source.events.push(event);
+        if ![contracts::topics::ORDER, contracts::topics::PAYMENT].contains(&source.topic) {
+            return;
+        }
         let mark = Mark {
             topic: source.topic.to_owned(),
             entity_id: entity_id.to_owned(),
@@ -89,11 +112,22 @@ impl Parts {
             order_id: id.to_owned(),
             user_id: USER.to_owned(),
             status: OrderStatus::Pending.into(),
+            items: vec![OrderItem {
+                product_id: PRODUCT.to_owned(),
+                quantity: QUANTITY,
+                ..OrderItem::default()
+            }],
             total: Some(money()),
             version: 1,
             ..Order::default()
         };
         self.event(ORDERS, id, 1, order_types::PLACED, vec![1, 2, 3]);
+        self.event(INVENTORY, id, 1, inventory_types::RESERVED, vec![5]);
+        self.reservations.push(Reservation {
+            order_id: id.to_owned(),
+            status: "reserved".to_owned(),
+            version: 1,
+        });
         self.told.push(ToldOrder {
             placed: order.clone(),
             ..ToldOrder::default()
@@ -106,6 +140,53 @@ impl Parts {
             .iter_mut()
             .find(|order| order.order_id == id)
             .expect("placed")
+    }
+
+    /// inventory-svc has heard of the order's end, unless it has nothing of it.
+    fn reservation_ends(&mut self, id: &str, status: &str, event_type: &str) {
+        let of_order = |reservation: &&mut Reservation| reservation.order_id == id;
+        let reservation = self.reservations.iter_mut().find(of_order).expect("placed");
+        if reservation.status != "rejected" {
+            reservation.status = status.to_owned();
+            reservation.version += 1;
+            let version = reservation.version;
+            self.event(INVENTORY, id, version, event_type, vec![6]);
+        }
+    }
+
+    fn ship(&mut self, id: &str) {
+        let order = self.order(id);
+        order.version += 1;
+        order.status = OrderStatus::Shipped.into();
+        order.carrier = "Post".to_owned();
+        let order = order.clone();
+        self.event(ORDERS, id, order.version, order_types::SHIPPED, vec![7]);
+        let told = self.told.iter_mut().find(|told| told.placed.order_id == id);
+        told.expect("placed").shipped = Some(order);
+    }
+
+    /// What is left of the product.
+    fn count_stock(&mut self) {
+        let of_order =
+            |order: &&Order| [OrderStatus::Confirmed, OrderStatus::Shipped].contains(&order.status());
+        let sold = i64::from(QUANTITY) * count(self.orders.iter().filter(of_order).count()) as i64;
+        let stock = Stock {
+            product_id: PRODUCT.to_owned(),
+            available: STOCKED - sold,
+            sold,
+            version: 1,
+            ..Stock::default()
+        };
+        let updated = StockUpdated {
+            product_id: PRODUCT.to_owned(),
+            available: stock.available,
+            sold,
+            ..StockUpdated::default()
+        };
+        self.event(STOCK, PRODUCT, 1, stock_types::UPDATED, updated.encode_to_vec());
+        self.stocked.insert(PRODUCT.to_owned(), STOCKED);
+        self.stock_answers.push(stock.clone());
+        self.stock.push(stock);
     }
 
     fn pay(&mut self, order_id: &str, id: &str) {
@@ -137,8 +218,9 @@ impl Parts {
         self.event(ORDERS, order_id, 2, order_types::PAID, vec![4]);
         let order = self.order(order_id);
         order.version = 2;
-        order.status = OrderStatus::Paid.into();
+        order.status = OrderStatus::Confirmed.into();
         order.payment_id = id.to_owned();
+        self.reservation_ends(order_id, "committed", inventory_types::COMMITTED);
     }
 
     fn decline(&mut self, order_id: &str, id: &str, reason: FailureReason) {
@@ -193,6 +275,7 @@ impl Parts {
             order_types::CANCELLED,
             cancelled.encode_to_vec(),
         );
+        self.reservation_ends(id, "released", inventory_types::RELEASED);
         if by == CancelledBy::User {
             let told = self.told.iter_mut().find(|told| told.placed.order_id == id);
             told.expect("placed").cancelled = Some(order);
@@ -302,19 +385,22 @@ fn what_went_well_reconciles() {
     let (figures, problems) = reconcile(&parts(), Vec::new());
     assert_eq!(problems, Vec::<String>::new());
     let expected = Figures {
-        placed: 4,
-        cancelled: 3,
-        paid: 2,
+        placed: 6,
+        cancelled: 4,
+        out_of_stock: 1,
+        shipped: 1,
+        paid: 3,
         declined: 1,
         refunded: 1,
-        outbox_rows: 14,
-        kafka_records: 14,
+        outbox_rows: 33,
+        kafka_records: 33,
         lost: 0,
         repeated: 0,
         out_of_order: 0,
-        projected: 4,
+        projected: 6,
         charges_match: true,
         refunds_match: true,
+        stock_conserved: true,
         kafka_p50_ms: 3.0,
         kafka_p99_ms: 3.0,
         view_p50_ms: 7.0,
@@ -337,7 +423,7 @@ fn an_identical_repeat_is_counted_and_allowed() {
     assert!(figures.reconciled);
     assert_eq!(
         (figures.repeated, figures.kafka_records, figures.out_of_order),
-        (1, 15, 0)
+        (1, 34, 0)
     );
 }
 
@@ -352,7 +438,7 @@ fn broken(spoil: impl FnOnce(&mut Parts)) -> Figures {
 
 #[test]
 fn events_that_do_not_fit_are_noticed() {
-    for source in [ORDERS, PAYMENTS] {
+    for source in [ORDERS, PAYMENTS, INVENTORY] {
         assert_eq!(
             broken(|parts| drop(parts.sources[source].records.remove(1))).lost,
             1
@@ -395,6 +481,11 @@ fn orders_that_do_not_fit_are_noticed() {
         let order = parts.order("d").clone();
         parts.told[3].cancelled = Some(order);
     });
+    // Cancelled for want of stock, and it was to be had.
+    broken(|parts| parts.reservations[4].status = "released".to_owned());
+    broken(|parts| parts.told[5].shipped = None);
+    broken(|parts| parts.order("f").carrier = "other".to_owned());
+    broken(|parts| parts.order("a").status = OrderStatus::Paid.into());
     // Cancelled for want of money, and nobody has said so.
     broken(|parts| parts.payments[3].failure = Some(PaymentFailure::default()));
 }
@@ -450,10 +541,40 @@ fn a_ledger_that_does_not_fit_is_noticed() {
 }
 
 #[test]
+fn stock_that_does_not_fit_is_noticed() {
+    let spoils: [fn(&mut Parts); 12] = [
+        |parts| parts.stock[0].available += 1,
+        // A piece that is held by nobody, or sold to nobody.
+        |parts| {
+            parts.stock[0].available -= 1;
+            parts.stock[0].reserved += 1;
+        },
+        |parts| {
+            parts.stock[0].available -= 1;
+            parts.stock[0].sold += 1;
+        },
+        |parts| {
+            parts.stocked.insert(PRODUCT.to_owned(), STOCKED + 1);
+        },
+        |parts| parts.stocked.clear(),
+        |parts| parts.stock.clear(),
+        |parts| parts.stock_answers[0].version = 7,
+        |parts| parts.sources[STOCK].records[0].payload = Some(vec![0xff]),
+        |parts| parts.sources[STOCK].records.clear(),
+        |parts| parts.reservations[0].status = "reserved".to_owned(),
+        |parts| parts.reservations[1].status = "committed".to_owned(),
+        |parts| drop(parts.reservations.pop()),
+    ];
+    for spoil in spoils {
+        assert!(!broken(spoil).stock_conserved);
+    }
+}
+
+#[test]
 fn views_that_do_not_fit_are_noticed() {
-    assert_eq!(broken(|parts| drop(parts.views.pop())).projected, 3);
-    assert_eq!(broken(|parts| parts.views[1].version = 1).projected, 3);
-    assert_eq!(broken(|parts| parts.views[3].payments.clear()).projected, 3);
+    assert_eq!(broken(|parts| drop(parts.views.pop())).projected, 5);
+    assert_eq!(broken(|parts| parts.views[1].version = 1).projected, 5);
+    assert_eq!(broken(|parts| parts.views[3].payments.clear()).projected, 5);
     assert_eq!(broken(|parts| parts.lists.clear()).projected, 0);
     broken(|parts| {
         let twice = parts.views[0].clone();

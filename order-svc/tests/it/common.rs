@@ -101,6 +101,16 @@ impl Running {
         Ok(response.into_inner().order.expect("an order"))
     }
 
+    pub(crate) async fn ship(&self, request: api::ShipOrderRequest) -> Result<api::Order, Status> {
+        let response = self.client.clone().ship_order(request).await?;
+        Ok(response.into_inner().order.expect("an order"))
+    }
+
+    pub(crate) async fn deliver(&self, request: api::MarkDeliveredRequest) -> Result<api::Order, Status> {
+        let response = self.client.clone().mark_delivered(request).await?;
+        Ok(response.into_inner().order.expect("an order"))
+    }
+
     pub(crate) async fn get(&self, user_id: &str, order_id: &str) -> Result<api::Order, Status> {
         let request = api::GetOrderRequest {
             user_id: user_id.into(),
@@ -157,6 +167,24 @@ pub(crate) fn cancel_request(order: &api::Order) -> api::CancelOrderRequest {
         user_id: order.user_id.clone(),
         order_id: order.order_id.clone(),
         reason: "changed my mind".into(),
+        expected_version: 0,
+    }
+}
+
+pub(crate) fn ship_request(order: &api::Order) -> api::ShipOrderRequest {
+    api::ShipOrderRequest {
+        request_id: id(),
+        order_id: order.order_id.clone(),
+        carrier: "Post".into(),
+        tracking_number: "T 1".into(),
+        expected_version: 0,
+    }
+}
+
+pub(crate) fn deliver_request(order: &api::Order) -> api::MarkDeliveredRequest {
+    api::MarkDeliveredRequest {
+        request_id: id(),
+        order_id: order.order_id.clone(),
         expected_version: 0,
     }
 }

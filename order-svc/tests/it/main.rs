@@ -5,6 +5,8 @@ mod commands;
 mod common;
 mod expiry;
 mod faults;
+mod inventory;
 mod payments;
 mod process;
+mod shipping;
 mod verify;

@@ -176,7 +176,7 @@ pub async fn save(
     let ids = event_store::append(conn, &entity, before, &new_events, &cause)
         .await
         .map_err(|error| match error {
-            AppendError::Conflict { .. } => StoreError::Conflict(payment.id),
+            AppendError::Conflict => StoreError::Conflict(payment.id),
             AppendError::Database(error) => error.into(),
         })?;
     Ok(facts(change, &new_events, &ids))

@@ -30,6 +30,7 @@ async fn an_order_that_names_its_method_is_charged() {
     for order in &orders {
         let method = replicas[0].client.method(order.user, cards::VISA).await;
         stage.publish_placed(order, Some(&method)).await;
+        stage.publish_reserved(order, 2).await;
     }
     for order in &orders {
         stage.until_payments(order, &["received"]).await;
@@ -57,6 +58,7 @@ async fn an_order_that_names_a_method_that_its_user_does_not_have() {
     for method in [id(), stranger] {
         let order = Order::new();
         stage.publish_placed(&order, Some(&method)).await;
+        stage.publish_reserved(&order, 2).await;
         stage.until_payments(&order, &["failed"]).await;
         assert_eq!(
             failures(&stage, &order).await,
@@ -75,9 +77,9 @@ async fn an_order_that_names_a_method_that_its_user_does_not_have() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn charging_can_wait_for_the_stock() {
+async fn nothing_is_charged_before_its_stock_is_held() {
     let stage = Stage::new().await;
-    let replica = stage.replica_with(&[("payments.charge_at", "reserved")]).await;
+    let replica = stage.replica().await;
     let order = Order::new();
     let method = replica.client.method(order.user, cards::VISA).await;
     stage.publish_placed(&order, Some(&method)).await;
@@ -86,6 +88,46 @@ async fn charging_can_wait_for_the_stock() {
     stage.publish_reserved(&order, 2).await;
     stage.until_payments(&order, &["received"]).await;
     stage.is_right().await;
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn charging_need_not_wait_where_nobody_holds_stock() {
+    let stage = Stage::new().await;
+    let replica = stage.replica_with(&[("payments.charge_at", "placed")]).await;
+    let order = Order::new();
+    let method = replica.client.method(order.user, cards::VISA).await;
+    stage.publish_placed(&order, Some(&method)).await;
+    stage.until_payments(&order, &["received"]).await;
+    stage.publish_reserved(&order, 2).await;
+    stage.is_right().await;
+    assert_eq!(stage.ledger(&order).await, (1, 0));
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_without_stock_is_refunded_or_never_charged() {
+    let stage = Stage::new().await;
+    let replica = stage.replica().await;
+    // Paid before anybody has said whether its stock is to be had.
+    let (paid, waiting) = (Order::new(), Order::new());
+    let method = replica.client.method(waiting.user, cards::VISA).await;
+    stage.publish_placed(&paid, None).await;
+    stage.publish_placed(&waiting, Some(&method)).await;
+    let payment = replica
+        .client
+        .pay(paid.pay_by_card(cards::VISA))
+        .await
+        .expect("paid");
+    assert_eq!(payment.status(), PaymentStatus::Received);
+    stage.publish_cancelled(&paid, 2).await;
+    stage.publish_cancelled(&waiting, 2).await;
+    stage.until_payments(&paid, &["refunded"]).await;
+    stage.until_cancelled(&waiting).await;
+    stage.until_payments(&waiting, &[]).await;
+    stage.is_right().await;
+    assert_eq!(stage.ledger(&paid).await, (1, 1));
+    assert_eq!(stage.ledger(&waiting).await, (0, 0));
     replica.stop().await;
 }
 
@@ -203,10 +245,13 @@ async fn repeats_and_strange_records() {
     stage
         .publish(&order, 2, "order.painted", &events::OrderConfirmed::default())
         .await;
+    for _ in 0..2 {
+        stage.publish_reserved(&order, 3).await;
+    }
     stage
-        .publish(&order, 3, types::CONFIRMED, &events::OrderConfirmed::default())
+        .publish(&order, 4, types::CONFIRMED, &events::OrderConfirmed::default())
         .await;
-    let query = "SELECT version = 3 FROM known_orders WHERE order_id = $1";
+    let query = "SELECT version = 4 FROM known_orders WHERE order_id = $1";
     stage.until("all of it is read", query, order.id).await;
     stage.until_payments(&order, &["received"]).await;
     assert_eq!(stage.ledger(&order).await, (1, 0));
