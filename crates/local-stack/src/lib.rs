@@ -21,6 +21,7 @@ mod ports;
 pub mod postgres;
 pub mod process;
 pub mod shop;
+pub mod smtp;
 pub mod testing;
 pub mod wait;
 
@@ -33,3 +34,4 @@ pub use ports::free_ports;
 pub use postgres::Postgres;
 pub use process::Process;
 pub use shop::Shop;
+pub use smtp::Smtp;
