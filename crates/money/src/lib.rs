@@ -1,7 +1,7 @@
 //! Amounts of money: minor units and an ISO 4217 currency; never a float. Pure.
 
 /// An ISO 4217 currency that amounts can be given in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Currency(iso_currency::Currency);
 
 impl Currency {
