@@ -56,7 +56,7 @@ CREATE TABLE sales_orders (
     CHECK ((paid_currency_code IS NULL) = (received_minor_units = 0))
 ) WITH (fillfactor = 70);
 
--- Pieces of a product in the confirmed orders of a window that were not cancelled.
+-- Pieces of a product in the confirmed orders of a window that were not cancelled. A row may be left that says nothing.
 CREATE TABLE sales_products (
     window_size         smallint    NOT NULL,
     window_start        timestamptz NOT NULL,
