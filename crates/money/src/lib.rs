@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// An ISO 4217 currency that amounts can be given in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Currency(iso_currency::Currency);
 
 impl Currency {
