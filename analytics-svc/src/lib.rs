@@ -189,7 +189,7 @@ pub async fn rebuild(config: &Config, command: Rebuild, shutdown: CancellationTo
         .run(
             consumer,
             database,
-            NAME,
+            (NAME, VERSION),
             || store::MIGRATIONS,
             Projection,
             shutdown,

@@ -139,7 +139,7 @@ pub async fn save(
     let ids = event_store::append(conn, &entity, before, &events, cause)
         .await
         .map_err(|error| match error {
-            AppendError::Conflict { .. } => StoreError::Conflict(user.id),
+            AppendError::Conflict => StoreError::Conflict(user.id),
             AppendError::Database(error) => error.into(),
         })?;
     let recorded = |((version, event), event_id): ((i64, &NewEvent), Uuid)| Recorded {

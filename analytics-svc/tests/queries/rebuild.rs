@@ -23,7 +23,9 @@ fn rebuild(stage: &Stage) -> Rebuild<Projection> {
         stage.db().pool().clone(),
         || store::MIGRATIONS,
         Projection,
+        &prometheus::Registry::new(),
     )
+    .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

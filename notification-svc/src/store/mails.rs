@@ -253,7 +253,7 @@ async fn append(
     let ids = event_store::append(conn, &entity, 0, &[event], &cause)
         .await
         .map_err(|error| match error {
-            AppendError::Conflict { .. } => StoreError::SentBefore(mail_id),
+            AppendError::Conflict => StoreError::SentBefore(mail_id),
             AppendError::Database(error) => error.into(),
         })?;
     Ok(Recorded {
