@@ -3,26 +3,25 @@
 //! Each run has a database and a topic of its own with all orders in it, before two instances of inventory-svc read them. The rate counts
 //! reservations from the first that is seen until the last.
 
-use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use contracts::catalogue::order as types;
 use contracts::shop::order::events::v1::{OrderLine, OrderPlaced};
 use envelope::Envelope;
+use local_stack::shop::INVENTORY_SVC;
 use local_stack::testing::events::headers;
 use local_stack::{Process, postgres};
 use prost::Message as _;
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::report::{Report, Section, machine, thousands};
+use crate::report::{Output, Report, Section, machine, thousands};
 use crate::servers::Servers;
 use crate::stats::median;
 use crate::topics::{self, PARTITIONS};
-use crate::ui;
+use crate::{released, ui};
 
 const INSTANCES: u16 = 2;
 const PRODUCTS: usize = 1_000;
@@ -33,47 +32,26 @@ const CHUNK: usize = 5_000;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Print the result as one JSON object on the last line
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     /// Orders of a run
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1_000..=10_000_000))]
     orders: u32,
     /// How often each is measured, in turn; medians are reported
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Write no file
-    #[arg(long)]
-    no_file: bool,
 }
 
 /// What every result has.
 const KEYS: [&str; 3] = ["many_products_rate", "one_product_rate", "one_product_ratio"];
 
 pub(crate) async fn run(options: Options) -> Result<()> {
-    ensure!(
-        std::path::Path::new("bench/peers").exists(),
-        "this is not the workspace's folder; run it by ./dev bench inventory"
-    );
+    released::check(&[INVENTORY_SVC])?;
     let servers = ui::quiet_step("PostgreSQL and Kafka", Servers::start()).await?;
     let machine = machine(&servers.connect("postgres").await?).await?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let report = tokio::select! {
-        report = measure(&servers, &options) => report,
-        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
-        _ = terminate.recv() => Err(anyhow!("asked to end")),
-    };
+    let report = ui::unless_ended(measure(&servers, &options)).await;
     servers.stop().await?;
-    let report = report?;
-    let mut out = std::io::stdout();
-    writeln!(out, "{}", report.text(&machine))?;
-    if !options.no_file {
-        eprintln!("Written to {}", report.write(&machine)?.display());
-    }
-    if options.json {
-        writeln!(out, "{}", report.json())?;
-    }
-    Ok(())
+    report?.tell(&machine, &options.output)
 }
 
 async fn measure(servers: &Servers, options: &Options) -> Result<Report> {
@@ -112,7 +90,7 @@ async fn one(servers: &Servers, name: &str, products: usize, orders: u32) -> Res
     topics::ready(&brokers, name, PARTITIONS).await?;
     let builder = |instance: u16| {
         let instance = format!("{name}-{instance}");
-        Process::builder("inventory-svc", servers.folder(name))
+        Process::builder(INVENTORY_SVC, servers.folder(name))
             .instance(&instance)
             .set("database.url", servers.url(name))
             .set("kafka.brokers", &brokers)

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Does `work`, unless somebody ends it first.
-pub(crate) async fn unless_ended(work: impl Future<Output = Result<()>>) -> Result<()> {
+pub(crate) async fn unless_ended<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         done = work => done,
