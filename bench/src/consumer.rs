@@ -209,12 +209,8 @@ async fn parts(run: &mut Run, options: &Options) -> Result<()> {
             Part::Latency => latency::run(run).await?,
         }
     }
-    let settings = Servers::settings()
-        .into_iter()
-        .chain([format!("{:?}", run.sizes)]);
-    let settings = settings.fold(Section::new("Settings"), |section, line| {
-        section.note(format!("- {line}"))
-    });
-    run.report.section(settings);
+    let mut settings = Servers::settings();
+    settings.push(format!("{:?}", run.sizes));
+    run.report.section(Section::settings(settings));
     Ok(())
 }
