@@ -72,7 +72,7 @@ impl Part {
 struct Sizes {
     orders: u64,
     runs: u32,
-    /// Of steady load that is measured, and before it.
+    /// Of steady load that is measured, and before it: a fresh broker compiles its code for half a minute.
     latency: Duration,
     warm_up: Duration,
 }
@@ -93,7 +93,7 @@ impl Sizes {
                 orders: 150_000,
                 runs: 3,
                 latency: 20 * SECOND,
-                warm_up: 10 * SECOND,
+                warm_up: 40 * SECOND,
             }
         };
         Self {
@@ -209,12 +209,8 @@ async fn parts(run: &mut Run, options: &Options) -> Result<()> {
             Part::Latency => latency::run(run).await?,
         }
     }
-    let settings = Servers::settings()
-        .into_iter()
-        .chain([format!("{:?}", run.sizes)]);
-    let settings = settings.fold(Section::new("Settings"), |section, line| {
-        section.note(format!("- {line}"))
-    });
-    run.report.section(settings);
+    let mut settings = Servers::settings();
+    settings.push(format!("{:?}", run.sizes));
+    run.report.section(Section::settings(settings));
     Ok(())
 }

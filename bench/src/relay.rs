@@ -339,13 +339,9 @@ async fn parts(run: &mut Run, options: &Options) -> Result<()> {
             Part::Churn => churn::run(run).await?,
         }
     }
-    let mut settings = Section::new("Settings");
-    for line in Servers::settings() {
-        settings = settings.note(format!("- {line}"));
-    }
-    let settings = settings
-        .note(format!("- Debezium: {}", run.tuning.settings()))
-        .note(format!("- {:?}", run.sizes));
-    run.report.section(settings);
+    let mut settings = Servers::settings();
+    settings.push(format!("Debezium: {}", run.tuning.settings()));
+    settings.push(format!("{:?}", run.sizes));
+    run.report.section(Section::settings(settings));
     Ok(())
 }

@@ -39,6 +39,12 @@ impl Section {
         self
     }
 
+    /// With what everything was measured.
+    pub(crate) fn settings(settings: impl IntoIterator<Item = String>) -> Self {
+        let lines = settings.into_iter().map(|line| format!("- {line}"));
+        lines.fold(Self::new("Settings"), Self::note)
+    }
+
     pub(crate) fn columns(mut self, names: &[&str]) -> Self {
         let mut table = Table::new();
         table.load_preset(presets::ASCII_MARKDOWN).set_header(names);

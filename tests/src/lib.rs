@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use local_stack::Process;
 use local_stack::testing::Folder;
+use tokio_postgres::Client;
 
 /// For whatever has to happen in the end, also on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -57,6 +58,24 @@ pub fn assert_sound(problems: &[String]) {
         problems.len(),
         shown.collect::<Vec<_>>().join("\n")
     );
+}
+
+/// Fails unless the read model is as the orders are, and the marks of the consumer `group` are where the entities' events end.
+///
+/// # Errors
+/// When a database does not answer.
+pub async fn assert_projected(orders: &Client, views: &Client, group: &str) -> Result<()> {
+    assert_sound(&check::same(
+        ["orders", "order_views"],
+        &databases::states(orders).await?,
+        &databases::views(views).await?,
+    ));
+    assert_sound(&check::same(
+        ["the outbox", "consumer_marks"],
+        &databases::last_events(orders).await?,
+        &databases::marks(views, group).await?,
+    ));
+    Ok(())
 }
 
 /// The sum of a metric's samples that have all of these labels, each written `name="value"`; 0 when there is none.

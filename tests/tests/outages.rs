@@ -11,7 +11,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tests::load::{Load, place_request};
 use tests::shop::{Shop, order_client, view_client};
-use tests::{PATIENCE, assert_sound, check, databases, say, seed, topic};
+use tests::{PATIENCE, assert_projected, assert_sound, check, databases, say, seed, topic};
 use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
 
@@ -83,16 +83,7 @@ async fn check_all(shop: &Shop, name: &str) -> Result<()> {
         &databases::events(&orders).await?,
         &rows,
     ));
-    assert_sound(&check::same(
-        ["orders", "order_views"],
-        &databases::states(&orders).await?,
-        &databases::views(&views).await?,
-    ));
-    assert_sound(&check::same(
-        ["the outbox", "consumer_marks"],
-        &databases::last_events(&orders).await?,
-        &databases::marks(&views, &shop.group).await?,
-    ));
+    assert_projected(&orders, &views, &shop.group).await?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tests::load::Load;
 use tests::shop::{Shop, order_client};
-use tests::{PATIENCE, assert_sound, check, databases, metric, say, seed};
+use tests::{PATIENCE, assert_projected, assert_sound, check, databases, metric, say, seed};
 
 const KILLS: usize = 20;
 
@@ -58,16 +58,7 @@ async fn kill_and_look(folder: &Folder) -> Result<()> {
         told.cancelled.len(),
         rows.len()
     ));
-    assert_sound(&check::same(
-        ["orders", "order_views"],
-        &databases::states(&orders).await?,
-        &databases::views(&views).await?,
-    ));
-    assert_sound(&check::same(
-        ["the outbox", "consumer_marks"],
-        &databases::last_events(&orders).await?,
-        &databases::marks(&views, &shop.group).await?,
-    ));
+    assert_projected(&orders, &views, &shop.group).await?;
     let (effects, marks) = databases::steps(&views).await?;
     assert_sound(&check::applied_once(&rows, &effects, &marks));
     ensure!(

@@ -360,13 +360,13 @@ impl Intake {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
-    use envelope::Envelope;
     use proptest::prelude::*;
 
     use super::*;
     use crate::record::Record;
+    use crate::record::tests::envelope;
 
     const P0: PartitionId = PartitionId {
         topic: 0,
@@ -389,24 +389,7 @@ mod tests {
 
     fn record(key: &str) -> Record {
         Record {
-            envelope: Envelope {
-                event_id: uuid::Uuid::nil(),
-                event_type: "order.placed".into(),
-                source: "/test".into(),
-                entity_type: "order".into(),
-                entity_id: key.into(),
-                version: 1,
-                schema_version: 1,
-                occurred_at: chrono::DateTime::UNIX_EPOCH,
-                content_type: "application/protobuf".into(),
-                data_schema: None,
-                correlation_id: None,
-                causation_id: None,
-                traceparent: None,
-                tracestate: None,
-                outbox_id: None,
-                metadata: BTreeMap::new(),
-            },
+            envelope: envelope(key),
             payload: vec![],
             topic: "events.order".into(),
             partition: 0,

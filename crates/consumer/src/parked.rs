@@ -328,6 +328,8 @@ impl Before {
                 let event = (record.topic.as_ref().to_owned(), record.envelope.event_id);
                 return self.events.get(&event).copied().unwrap_or(Known::Nothing);
             }
+            // As nearly always: nothing was given up.
+            Body::Record(_) if self.versions.is_empty() => None,
             Body::Record(record) => {
                 let entity = record.envelope.entity_id.clone();
                 let version = (record.topic.as_ref().to_owned(), entity, record.envelope.version);

@@ -219,18 +219,19 @@ pub(crate) fn size(message: &BorrowedMessage<'_>) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
 
-    fn raw(key: Option<&[u8]>, value: Option<&[u8]>) -> RawRecord {
-        let envelope = Envelope {
+    /// Of the first event of an entity.
+    pub(crate) fn envelope(entity_id: &str) -> Envelope {
+        Envelope {
             event_id: uuid::Uuid::nil(),
             event_type: "order.placed".to_owned(),
             source: "/test".to_owned(),
             entity_type: "order".to_owned(),
-            entity_id: "a".to_owned(),
+            entity_id: entity_id.to_owned(),
             version: 1,
             schema_version: 1,
             occurred_at: DateTime::UNIX_EPOCH,
@@ -242,9 +243,12 @@ mod tests {
             tracestate: None,
             outbox_id: None,
             metadata: BTreeMap::new(),
-        };
+        }
+    }
+
+    fn raw(key: Option<&[u8]>, value: Option<&[u8]>) -> RawRecord {
         let mut headers = Vec::new();
-        envelope.write(|name, value| headers.push((name.to_owned(), Some(value.to_vec()))));
+        envelope("a").write(|name, value| headers.push((name.to_owned(), Some(value.to_vec()))));
         RawRecord {
             topic: "t".into(),
             partition: 0,
