@@ -5,12 +5,17 @@ use prometheus::{
     Registry, core::Collector,
 };
 
-use crate::rebuild::Progress;
+use crate::{config::Config, rebuild::Progress};
+
+/// What records may turn out to be.
+const OUTCOMES: [&str; 4] = ["applied", "repeat", "discarded", "parked"];
+/// What may go wrong.
+const ERRORS: [&str; 6] = ["database", "timeout", "handler", "conflict", "refused", "kafka"];
 
 /// The metrics of one consumer; all carry the label `consumer`.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
-    /// Records done, by what they were: `applied`, `repeat`, `parked`, `discarded`.
+    /// Records done, by what they were: one of `OUTCOMES`.
     pub(crate) messages: IntCounterVec,
     /// From when the event happened to when its effect had committed.
     pub(crate) end_to_end_seconds: HistogramVec,
@@ -18,7 +23,7 @@ pub(crate) struct Metrics {
     pub(crate) batch_records: Histogram,
     /// Duration of transactions that committed.
     pub(crate) batch_seconds: Histogram,
-    /// What went wrong: `database`, `timeout`, `handler`, `conflict`, `refused`, `kafka`.
+    /// What went wrong: one of `ERRORS`.
     pub(crate) errors: IntCounterVec,
     /// Attempts of a batch after the first.
     pub(crate) retries: IntCounter,
@@ -89,9 +94,24 @@ impl RebuildMetrics {
 }
 
 impl Metrics {
+    /// The counters that one alerts on begin at 0 for each of their labels: a counter that first appears as 1 has no rate.
+    ///
     /// # Errors
     /// When the registry has a consumer of that name already.
-    pub(crate) fn register(consumer: &str, registry: &Registry) -> prometheus::Result<Self> {
+    pub(crate) fn register(config: &Config, registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self::empty(&config.group, registry)?;
+        for topic in &config.topics {
+            for outcome in OUTCOMES {
+                metrics.messages.with_label_values(&[&*topic.name, outcome]);
+            }
+        }
+        for kind in ERRORS {
+            metrics.errors.with_label_values(&[kind]);
+        }
+        Ok(metrics)
+    }
+
+    fn empty(consumer: &str, registry: &Registry) -> prometheus::Result<Self> {
         let opts = |name: &str, help: &str| Opts::new(name, help).const_label("consumer", consumer);
         let histogram = |name: &str, help: &str, buckets: Vec<f64>| {
             HistogramOpts::new(name, help)
@@ -218,4 +238,29 @@ impl Metrics {
 fn add<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
     registry.register(Box::new(collector.clone()))?;
     Ok(collector)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Config, Topic};
+
+    use super::*;
+
+    #[test]
+    fn counters_are_there_before_the_first_record() {
+        let registry = Registry::new();
+        let config = Config::new(
+            "localhost:9092",
+            "group",
+            vec![Topic::from_beginning("events.order")],
+        );
+        Metrics::register(&config, &registry).unwrap();
+        let series = |name: &str| {
+            let families = registry.gather();
+            let family = families.iter().find(|family| family.name() == name);
+            family.map_or(0, |family| family.get_metric().len())
+        };
+        assert_eq!(series("consumer_messages_total"), OUTCOMES.len());
+        assert_eq!(series("consumer_errors_total"), ERRORS.len());
+    }
 }

@@ -145,7 +145,7 @@ impl<H: Handler> Rebuild<H> {
         registry: &Registry,
     ) -> Result<Self, BuildError> {
         Ok(Self {
-            metrics: Metrics::register(&config.group, registry)?,
+            metrics: Metrics::register(&config, registry)?,
             figures: RebuildMetrics::register(&config.group, registry)?,
             status: Status::default(),
             config: Config {

@@ -96,7 +96,7 @@ impl<H: Handler> Consumer<H> {
         handler: H,
         registry: &Registry,
     ) -> Result<Self, BuildError> {
-        let metrics = Metrics::register(&config.group, registry)?;
+        let metrics = Metrics::register(&config, registry)?;
         Self::on(Lane::Live, config, pool, handler, metrics, Status::default())
     }
 
