@@ -10,6 +10,7 @@ use contracts::shop::inventory::v1::Stock;
 use contracts::shop::order::v1::{Order, OrderItem, OrderStatus};
 use contracts::shop::payment::events::v1::FailureReason;
 use contracts::shop::payment::v1::{Payment, PaymentFailure, PaymentStatus};
+use contracts::shop::user::v1::User;
 use contracts::wire::timestamp;
 use local_stack::shop::{Addresses, SERVICES};
 use serde::Deserialize;
@@ -58,6 +59,34 @@ pub(crate) struct Reservation {
     /// As the database has it: `reserved`, `rejected`, `committed` or `released`.
     pub(crate) status: String,
     pub(crate) version: i64,
+}
+
+/// A mail, as notification-svc knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct MailRow {
+    /// The id of the event that it answers.
+    pub(crate) notification_id: Uuid,
+    pub(crate) order_id: String,
+    pub(crate) event_type: String,
+    /// As the database has it: `waiting`, `pending`, `sending`, `sent`, `failed` or `unknown`.
+    pub(crate) state: String,
+}
+
+/// How much has not come to its end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Open {
+    /// Orders, payments and reservations.
+    pub(crate) sagas: u64,
+    /// Mails that are to be sent.
+    pub(crate) mails: u64,
+    /// Windows whose figures have changed since they were told of.
+    pub(crate) windows: u64,
+}
+
+impl Open {
+    pub(crate) fn sum(self) -> u64 {
+        self.sagas + self.mails + self.windows
+    }
 }
 
 /// Connections to all databases.
@@ -118,11 +147,20 @@ impl Databases {
         Ok(parked)
     }
 
-    /// How many orders and payments have not come to their end.
-    pub(crate) async fn open(&self) -> Result<u64> {
+    /// What has not come to its end.
+    pub(crate) async fn open(&self) -> Result<Open> {
         let orders = "SELECT count(*) FROM orders WHERE status IN ('pending', 'paid')";
         let payments = "SELECT count(*) FROM payments WHERE status IN ('pending', 'refund_pending')";
-        Ok(self.number("orders", orders).await? + self.number("payments", payments).await?)
+        let reservations = "SELECT count(*) FROM reservations WHERE status = 'reserved'";
+        let mails = "SELECT count(*) FROM mails WHERE state IN ('waiting', 'pending', 'sending')";
+        let windows = "SELECT count(*) FROM sales_changes";
+        Ok(Open {
+            sagas: self.number("orders", orders).await?
+                + self.number("payments", payments).await?
+                + self.number("inventory", reservations).await?,
+            mails: self.number("notifications", mails).await?,
+            windows: self.number("analytics", windows).await?,
+        })
     }
 
     /// The rows of state of orders.
@@ -171,6 +209,45 @@ impl Databases {
             version: row.get(2),
         };
         Ok(rows.iter().map(reservation).collect())
+    }
+
+    /// The rows of state of users.
+    pub(crate) async fn users(&self) -> Result<Vec<User>> {
+        let sql =
+            "SELECT user_id::text, email, first_name, last_name, version, created_at, updated_at FROM users";
+        let rows = self.query("users", sql, &[]).await?;
+        let user = |row: &Row| User {
+            user_id: row.get(0),
+            email: row.get(1),
+            first_name: row.get(2),
+            last_name: row.get(3),
+            version: row.get(4),
+            created_at: Some(timestamp(row.get(5))),
+            updated_at: Some(timestamp(row.get(6))),
+        };
+        Ok(rows.iter().map(user).collect())
+    }
+
+    /// All mails.
+    pub(crate) async fn mails(&self) -> Result<Vec<MailRow>> {
+        let sql = "SELECT notification_id, order_id::text, event_type, state FROM mails";
+        let rows = self.query("notifications", sql, &[]).await?;
+        let mail = |row: &Row| MailRow {
+            notification_id: row.get(0),
+            order_id: row.get(1),
+            event_type: row.get(2),
+            state: row.get(3),
+        };
+        Ok(rows.iter().map(mail).collect())
+    }
+
+    /// Windows that events have told of, by the names that events give them, with the version of the last one.
+    pub(crate) async fn windows(&self) -> Result<Vec<(String, i64)>> {
+        let sql = "SELECT (ARRAY['minute', 'hour', 'day'])[window_size] || '/' \
+                          || to_char(window_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), version \
+                   FROM window_emissions";
+        let rows = self.query("analytics", sql, &[]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     /// The events of a kind; all, or those about one order, whose id is the correlation id.

@@ -12,6 +12,7 @@ use contracts::shop::order::v1::{
     PlaceOrderResponse,
 };
 use contracts::shop::payment::v1::Payment;
+use contracts::shop::user::v1::User;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
@@ -20,6 +21,7 @@ use uuid::Uuid;
 use crate::pay::{self, Payer};
 use crate::plan::{Cancel, Load, Order, Outcome, Pay, Probe, Repeat, When};
 use crate::rpc::{Clients, call};
+use crate::users::{self, ToldUser};
 use crate::warehouse;
 
 /// Most of them wait for something: for the provider, for an event to arrive.
@@ -29,6 +31,9 @@ const CONCURRENT: usize = 48;
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     pub(crate) orders: Vec<ToldOrder>,
+    pub(crate) users: Vec<ToldUser>,
+    /// Users who have another address, as they are now.
+    pub(crate) moved: Vec<User>,
     /// By product, how many pieces the warehouse has put there and taken away.
     pub(crate) stocked: BTreeMap<String, i64>,
     /// What was answered otherwise than it should have been.
@@ -65,12 +70,16 @@ pub(crate) struct ToldTry {
 /// Sends everything, at least over `spread`, counting in `placed` as orders are placed.
 pub(crate) async fn send(
     clients: &Clients,
-    load: Load,
+    mut load: Load,
     spread: Duration,
     placed: Arc<AtomicU64>,
 ) -> Result<Told> {
     let permits = Arc::new(Semaphore::new(CONCURRENT));
     let mut all = warehouse::fill(clients, &load.stock).await?;
+    let (signed_up, ids) = users::sign_up(clients, &load.users).await?;
+    all.merge(signed_up);
+    load.call_users(&ids);
+    let mut moves = load.users.into_iter().filter_map(|user| user.relocate);
     let mut adjustments = load.stock.into_iter().filter_map(|shelf| shelf.adjust);
     let pause = spread / u32::try_from(load.orders.len()).unwrap_or(u32::MAX).max(1);
     let start = tokio::time::Instant::now();
@@ -102,6 +111,16 @@ pub(crate) async fn send(
                 warehouse::adjust(&clients, request, repeat).await
             });
         }
+        if turn % 5 == 2
+            && let Some((request, repeat)) = moves.next()
+        {
+            let permit = permits.clone().acquire_owned().await?;
+            let clients = clients.clone();
+            tasks.spawn(async move {
+                let _permit = permit;
+                users::relocate(&clients, request, repeat).await
+            });
+        }
         let permit = permits.clone().acquire_owned().await?;
         let (clients, placed) = (clients.clone(), placed.clone());
         tasks.spawn(async move {
@@ -112,12 +131,29 @@ pub(crate) async fn send(
     while let Some(told) = tasks.join_next().await {
         all.merge(told??);
     }
+    all.settle_moves();
     Ok(all)
 }
 
 impl Told {
+    /// Users who have moved are as they were told of last.
+    fn settle_moves(&mut self) {
+        for moved in std::mem::take(&mut self.moved) {
+            let known = self
+                .users
+                .iter_mut()
+                .find(|known| known.user.user_id == moved.user_id);
+            if let Some(known) = known {
+                known.emails.push(moved.email.clone());
+                known.user = moved;
+            }
+        }
+    }
+
     pub(crate) fn merge(&mut self, other: Self) {
         self.orders.extend(other.orders);
+        self.users.extend(other.users);
+        self.moved.extend(other.moved);
         for (product, pieces) in other.stocked {
             *self.stocked.entry(product).or_default() += pieces;
         }

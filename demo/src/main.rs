@@ -22,6 +22,7 @@ mod run;
 mod scan;
 mod settle;
 mod topic;
+mod users;
 mod warehouse;
 
 use std::path::PathBuf;

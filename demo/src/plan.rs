@@ -1,8 +1,11 @@
 //! What the load consists of: the same seed gives the same orders, paid in the same ways.
 
+use std::collections::BTreeMap;
+
 use contracts::shop::inventory::v1::{AdjustStockRequest, SetStockRequest};
 use contracts::shop::order::v1::{OrderItem, PlaceOrderRequest};
 use contracts::shop::payment::v1::Card;
+use contracts::shop::user::v1::{CreateUserRequest, UpdateUserRequest};
 use local_stack::cards::{self, Fault};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -18,6 +21,8 @@ const SCARCE_EVERY: usize = 40;
 /// The most pieces of such a one, and the most that come later.
 const SCARCE: i32 = 3;
 const CARRIERS: [&str; 3] = ["Post", "Paketdienst Süd", "Bike & Co"];
+const FIRST_NAMES: [&str; 5] = ["Ann", "Bjørn", "Chloé", "Dmitri", "美咲"];
+const LAST_NAMES: [&str; 5] = ["O'Neill", "Åkesson", "Müller-Lüdenscheidt", "佐藤", "Lee"];
 const REASONS: [&str; 4] = [
     "changed my mind",
     "found it cheaper",
@@ -138,6 +143,19 @@ pub(crate) struct Shelf {
     pub(crate) adjust: Option<(AdjustStockRequest, Repeat)>,
 }
 
+/// Somebody who orders.
+#[derive(Debug, Clone)]
+pub(crate) struct User {
+    /// What orders call him until user-svc has given him an id.
+    pub(crate) stand_in: String,
+    pub(crate) create: CreateUserRequest,
+    pub(crate) repeat: Repeat,
+    /// Whether somebody else tries to take his address.
+    pub(crate) is_tried_again: bool,
+    /// UpdateUser, while orders are placed: he has another address from then on.
+    pub(crate) relocate: Option<(UpdateUserRequest, Repeat)>,
+}
+
 /// A request about an order that must be refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Probe {
@@ -181,6 +199,7 @@ impl Probe {
 /// A whole load.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
+    pub(crate) users: Vec<User>,
     pub(crate) stock: Vec<Shelf>,
     pub(crate) orders: Vec<Order>,
     /// Requests to place an order that must be refused as invalid, and what is wrong with them.
@@ -192,7 +211,7 @@ impl Load {
     /// are shipped, 15 % of the requests are sent twice, and 5 % invalid ones come on top.
     pub(crate) fn generate(orders: u32, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let users: Vec<Uuid> = (0..(orders / 5).max(3)).map(|_| uuid(&mut rng)).collect();
+        let users: Vec<User> = (0..(orders / 5).max(3)).map(|_| user(&mut rng)).collect();
         let products: Vec<Uuid> = (0..PRODUCTS).map(|_| uuid(&mut rng)).collect();
         let stock = (0..)
             .zip(&products)
@@ -203,9 +222,21 @@ impl Load {
             .map(|kind| invalid(order(&mut rng, &users, &products).place, kind))
             .collect();
         Self {
+            users,
             stock,
             orders,
             invalid,
+        }
+    }
+
+    /// Calls users by the ids that they have.
+    pub(crate) fn call_users(&mut self, ids: &BTreeMap<String, String>) {
+        let orders = self.orders.iter_mut().map(|order| &mut order.place.user_id);
+        let moves = self.users.iter_mut().filter_map(|user| user.relocate.as_mut());
+        for user_id in orders.chain(moves.map(|(request, _)| &mut request.user_id)) {
+            if let Some(id) = ids.get(user_id) {
+                user_id.clone_from(id);
+            }
         }
     }
 
@@ -218,6 +249,49 @@ impl Load {
             Pay::TwiceAtOnce(first, second) => [first].into_iter().chain(second).collect(),
         });
         tries.map(|attempt| attempt.card.number.as_str())
+    }
+}
+
+fn user(rng: &mut StdRng) -> User {
+    /// What the mail server does with some of the addresses, and only the first time. After the last one, nobody knows whether it has the
+    /// mail.
+    const FAULTS: [&str; 4] = [
+        "rcpt-451-once",
+        "data-451-once",
+        "rcpt-drop-once",
+        "take-drop-once",
+    ];
+    let email = |rng: &mut StdRng| {
+        let name = uuid(rng).simple().to_string();
+        match rng.random_bool(0.15) {
+            true => format!("{}+{name}@example.org", FAULTS.choose(rng).unwrap_or(&FAULTS[0])),
+            false => format!("{name}@example.org"),
+        }
+    };
+    let stand_in = uuid(rng).to_string();
+    let create = CreateUserRequest {
+        request_id: uuid(rng).to_string(),
+        email: email(rng),
+        first_name: (*FIRST_NAMES.choose(rng).unwrap_or(&"Ann")).to_owned(),
+        last_name: (*LAST_NAMES.choose(rng).unwrap_or(&"Lee")).to_owned(),
+    };
+    let relocate = rng.random_bool(0.2).then(|| {
+        let request = UpdateUserRequest {
+            request_id: uuid(rng).to_string(),
+            user_id: stand_in.clone(),
+            email: Some(email(rng)),
+            first_name: None,
+            last_name: None,
+            expected_version: i64::from(rng.random_bool(0.5)),
+        };
+        (request, repeat(rng))
+    });
+    User {
+        stand_in,
+        create,
+        repeat: repeat(rng),
+        is_tried_again: rng.random_bool(0.1),
+        relocate,
     }
 }
 
@@ -255,8 +329,8 @@ fn shelf(rng: &mut StdRng, turn: usize, product: Uuid, orders: u32) -> Shelf {
     }
 }
 
-fn order(rng: &mut StdRng, users: &[Uuid], products: &[Uuid]) -> Order {
-    let user = users[rng.random_range(0..users.len())];
+fn order(rng: &mut StdRng, users: &[User], products: &[Uuid]) -> Order {
+    let user = &users[rng.random_range(0..users.len())];
     let lines = *[1, 1, 1, 2, 2, 3, 4, 5, 8].choose(rng).unwrap_or(&1);
     let items = products
         .choose_multiple(rng, lines)
@@ -268,7 +342,7 @@ fn order(rng: &mut StdRng, users: &[Uuid], products: &[Uuid]) -> Order {
         .collect();
     let place = PlaceOrderRequest {
         request_id: uuid(rng).to_string(),
-        user_id: user.to_string(),
+        user_id: user.stand_in.clone(),
         items,
         currency_code: (*CURRENCIES.choose(rng).unwrap_or(&"EUR")).to_owned(),
         user_email: if rng.random_bool(0.3) {
@@ -494,6 +568,11 @@ mod tests {
             ))
         );
         assert_eq!(load.invalid.len(), 50);
+        let users = |is: fn(&User) -> bool| load.users.iter().filter(|user| is(user)).count();
+        assert_eq!(load.users.len(), 200);
+        assert!((20..=60).contains(&users(|user| user.relocate.is_some())));
+        assert!(users(|user| user.is_tried_again) > 5);
+        assert!((10..=50).contains(&users(|user| user.create.email.contains("-once"))));
         let ships = |delivers: bool| {
             let ships = load.orders.iter().filter_map(|order| order.ship.as_ref());
             ships.filter(|ship| ship.deliver.is_some() == delivers).count()

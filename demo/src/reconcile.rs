@@ -1,12 +1,17 @@
 //! Compares the parts with each other. Pure: what was read comes in, figures and differences go out.
 
+mod analytics;
+mod mails;
 mod orders;
 mod payments;
 mod sources;
 mod stock;
 #[cfg(test)]
 mod tests;
+mod users;
 mod views;
+
+pub(crate) use analytics::{Answer, SIZES, span};
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,12 +20,15 @@ use contracts::shop::order::events::v1::CancelledBy;
 use contracts::shop::order::v1::{Order, OrderStatus};
 use contracts::shop::orderquery::v1::OrderView;
 use contracts::shop::payment::v1::{Payment, PaymentStatus};
+use contracts::shop::user::v1::User;
 use local_stack::measure::Figures;
+use local_stack::smtp::Mail;
 
-use crate::databases::{EventRow, Mark, OutboxRow, Reservation};
+use crate::databases::{EventRow, MailRow, Mark, Open, OutboxRow, Reservation};
 use crate::ledger::Ledger;
 use crate::load::ToldOrder;
 use crate::topic::Record;
+use crate::users::ToldUser;
 
 /// The events of one kind of entity, everywhere where they are.
 #[derive(Debug, Default)]
@@ -47,6 +55,20 @@ pub(crate) struct Parts {
     pub(crate) stock_answers: Vec<Stock>,
     /// The rows of state of reservations.
     pub(crate) reservations: Vec<Reservation>,
+    pub(crate) users: Vec<ToldUser>,
+    /// The rows of state of users.
+    pub(crate) user_rows: Vec<User>,
+    /// GetUser's answers.
+    pub(crate) user_answers: Vec<User>,
+    pub(crate) mails: Vec<MailRow>,
+    /// What the mail server has taken.
+    pub(crate) received: Vec<Mail>,
+    /// Windows that events have told of, and the version of the last event.
+    pub(crate) windows: Vec<(String, i64)>,
+    /// GetSalesSummary's answers.
+    pub(crate) summaries: Vec<Answer>,
+    /// What has not come to its end.
+    pub(crate) open: Open,
     pub(crate) sources: Vec<Source>,
     /// What the provider has done.
     pub(crate) ledger: Ledger,
@@ -58,6 +80,20 @@ pub(crate) struct Parts {
     pub(crate) lists: BTreeMap<String, Vec<OrderView>>,
     /// How far the read model has come with each entity, and when.
     pub(crate) view_marks: Vec<Mark>,
+}
+
+impl Parts {
+    fn of_topic(&self, topic: &str) -> impl Iterator<Item = &Source> {
+        self.sources.iter().filter(move |source| source.topic == topic)
+    }
+
+    fn events_of(&self, topic: &str) -> impl Iterator<Item = &EventRow> {
+        self.of_topic(topic).flat_map(|source| &source.events)
+    }
+
+    fn records_of(&self, topic: &str) -> impl Iterator<Item = &Record> {
+        self.of_topic(topic).flat_map(|source| &source.records)
+    }
 }
 
 /// The figures, and in words whatever does not fit.
@@ -74,6 +110,16 @@ pub(crate) fn reconcile(parts: &Parts, mut problems: Vec<String>) -> (Figures, V
     let stock = stock::compare(parts);
     let stock_conserved = stock.is_empty();
     problems.extend(stock);
+    users::compare(parts, &mut problems);
+    let mails = mails::compare(parts);
+    let mails_match = mails.is_empty();
+    problems.extend(mails);
+    let analytics = analytics::compare(parts);
+    let analytics_match = analytics.is_empty();
+    problems.extend(analytics);
+    if parts.open != Open::default() {
+        problems.push(format!("not everything has come to its end: {:?}", parts.open));
+    }
 
     let versions = versions(parts);
     let mut kafka = sources::Kafka::default();
@@ -99,6 +145,7 @@ pub(crate) fn reconcile(parts: &Parts, mut problems: Vec<String>) -> (Figures, V
         failure.is_some_and(|failure| payments::is_decline(failure.reason()))
     };
     let refunded = |payment: &&Payment| payment.status() == PaymentStatus::Refunded;
+    let mails_in = |state: &str| count(parts.mails.iter().filter(|mail| mail.state == state).count());
     let outbox_rows = parts.sources.iter().map(|source| source.outbox.len()).sum();
     let figures = Figures {
         placed: count(parts.told.len()),
@@ -123,6 +170,11 @@ pub(crate) fn reconcile(parts: &Parts, mut problems: Vec<String>) -> (Figures, V
         charges_match,
         refunds_match,
         stock_conserved,
+        mails_match,
+        mails_sent: mails_in("sent"),
+        mails_unknown: mails_in("unknown"),
+        analytics_match,
+        sagas_open: parts.open.sagas,
         kafka_p50_ms: percentile(&to_kafka, 50),
         kafka_p99_ms: percentile(&to_kafka, 99),
         view_p50_ms: percentile(&to_view, 50),
@@ -142,11 +194,21 @@ fn versions(parts: &Parts) -> HashMap<&'static str, HashMap<&str, i64>> {
     let reservations = reservations.map(|reservation| (reservation.order_id.as_str(), reservation.version));
     let stock = parts.stock.iter();
     let stock = stock.map(|stock| (stock.product_id.as_str(), stock.version));
+    let users = parts.user_rows.iter();
+    let users = users.map(|user| (user.user_id.as_str(), user.version));
+    // Of a mail there is nothing to tell but that it was sent: what the events say, the comparison of mails holds against the rows.
+    let sent = parts.events_of(contracts::topics::NOTIFICATION);
+    let sent = sent.map(|event| (event.entity_id.as_str(), 1));
+    let windows = parts.windows.iter();
+    let windows = windows.map(|(window, version)| (window.as_str(), *version));
     HashMap::from([
         (contracts::topics::ORDER, orders.collect()),
         (contracts::topics::PAYMENT, payments.collect()),
         (contracts::topics::INVENTORY, reservations.collect()),
         (contracts::topics::STOCK, stock.collect()),
+        (contracts::topics::USER, users.collect()),
+        (contracts::topics::NOTIFICATION, sent.collect()),
+        (contracts::topics::ORDER_ANALYTICS, windows.collect()),
     ])
 }
 

@@ -6,11 +6,15 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use contracts::shop::analytics::v1::analytics_service_client::AnalyticsServiceClient;
 use contracts::shop::inventory::v1::inventory_service_client::InventoryServiceClient;
 use contracts::shop::order::v1::order_service_client::OrderServiceClient;
 use contracts::shop::orderquery::v1::order_query_service_client::OrderQueryServiceClient;
 use contracts::shop::payment::v1::payment_service_client::PaymentServiceClient;
-use local_stack::shop::{Addresses, INVENTORY_SVC, ORDER_QUERY_SVC, ORDER_SVC, PAYMENT_SVC};
+use contracts::shop::user::v1::user_service_client::UserServiceClient;
+use local_stack::shop::{
+    ANALYTICS_SVC, Addresses, INVENTORY_SVC, ORDER_QUERY_SVC, ORDER_SVC, PAYMENT_SVC, USER_SVC,
+};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
@@ -28,6 +32,8 @@ pub(crate) struct Clients {
     payments: Vec<PaymentServiceClient<Channel>>,
     inventory: Vec<InventoryServiceClient<Channel>>,
     views: Vec<OrderQueryServiceClient<Channel>>,
+    users: Vec<UserServiceClient<Channel>>,
+    analytics: Vec<AnalyticsServiceClient<Channel>>,
     turn: Arc<AtomicUsize>,
 }
 
@@ -50,6 +56,14 @@ impl Clients {
                 .into_iter()
                 .map(OrderQueryServiceClient::new)
                 .collect(),
+            users: channels(addresses, USER_SVC)?
+                .into_iter()
+                .map(UserServiceClient::new)
+                .collect(),
+            analytics: channels(addresses, ANALYTICS_SVC)?
+                .into_iter()
+                .map(AnalyticsServiceClient::new)
+                .collect(),
             turn: Arc::default(),
         })
     }
@@ -68,6 +82,15 @@ impl Clients {
 
     pub(crate) fn views(&self) -> OrderQueryServiceClient<Channel> {
         self.next(&self.views)
+    }
+
+    pub(crate) fn users(&self) -> UserServiceClient<Channel> {
+        self.next(&self.users)
+    }
+
+    /// Each instance.
+    pub(crate) fn analytics(&self) -> &[AnalyticsServiceClient<Channel>] {
+        &self.analytics
     }
 
     fn next<C: Clone>(&self, instances: &[C]) -> C {

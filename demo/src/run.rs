@@ -7,22 +7,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use contracts::shop::analytics::v1::GetSalesSummaryRequest;
 use contracts::shop::inventory::v1::Stock;
+use contracts::shop::order::v1::Order;
 use contracts::shop::orderquery::v1::{GetOrderViewRequest, ListOrdersRequest, OrderView};
 use contracts::shop::payment::v1::Payment;
+use contracts::shop::user::v1::User;
+use contracts::wire::time;
 use local_stack::measure::{Message, Report, Writer};
 use local_stack::shop::{Addresses, events, topics};
+use local_stack::smtp;
 use tokio::task::JoinSet;
 
 use crate::databases::Databases;
 use crate::ledger::Ledger;
 use crate::load::{self, Told, ToldOrder};
 use crate::plan::Load;
-use crate::reconcile::{Parts, Source, reconcile};
+use crate::reconcile::{Answer, Parts, SIZES, Source, reconcile, span};
 use crate::rpc::{Clients, RETRIES, call};
 use crate::settle::{Follow, STALLED_AFTER};
 use crate::topic::Topics;
-use crate::{Where, blocking, pay, warehouse};
+use crate::{Where, blocking, pay, users, warehouse};
 
 const ASK_AT_ONCE: usize = 16;
 /// Small, so that there are pages.
@@ -120,7 +125,11 @@ async fn read_everything(
     let (lists, list_problems) = ask_for_lists(clients, users).await?;
     let (answers, payment_problems) = ask_for_payments(clients, &told.orders).await?;
     let (stock_answers, stock_problems) = ask_for_stock(clients, told.stocked.keys()).await?;
+    let (user_answers, user_problems) = ask_for_users(clients, &told.users).await?;
+    let (summaries, summary_problems) = ask_for_summaries(clients, &orders).await?;
     problems.extend(told.problems);
+    problems.extend(user_problems);
+    problems.extend(summary_problems);
     problems.extend(stock_problems);
     problems.extend(list_problems);
     problems.extend(payment_problems);
@@ -128,10 +137,15 @@ async fn read_everything(
     let records = blocking(move || topics.read()).await?;
     let mut sources = Vec::new();
     for ((database, kind), records) in events().into_iter().zip(records) {
+        let outbox = databases.outbox(database, kind.entity_type, None).await?;
         sources.push(Source {
             topic: kind.topic,
-            events: databases.events(database, kind.entity_type, None).await?,
-            outbox: databases.outbox(database, kind.entity_type, None).await?,
+            events: match kind.stored {
+                true => databases.events(database, kind.entity_type, None).await?,
+                // There is no other place where they are.
+                false => outbox.iter().map(|row| row.event.clone()).collect(),
+            },
+            outbox,
             records,
         });
     }
@@ -143,6 +157,14 @@ async fn read_everything(
         stock: databases.stock().await?,
         stock_answers,
         reservations: databases.reservations().await?,
+        users: told.users,
+        user_rows: databases.users().await?,
+        user_answers,
+        mails: databases.mails().await?,
+        received: smtp::received(&addresses.mails)?,
+        windows: databases.windows().await?,
+        summaries,
+        open: databases.open().await?,
         sources,
         ledger: Ledger::read(&addresses.sandbox).await?,
         answers,
@@ -211,6 +233,56 @@ async fn ask_for_stock(
             answer.map_err(|status| format!("GetStock of {product} answered {status:?}"))
         }
     })
+    .await
+}
+
+/// GetUser of every user.
+async fn ask_for_users(clients: &Clients, users: &[users::ToldUser]) -> Result<(Vec<User>, Vec<String>)> {
+    let ids = users.iter().map(|told| told.user.user_id.clone());
+    ask_for_all(ids, |user_id| {
+        let clients = clients.clone();
+        async move {
+            let answer = users::get(&clients, &user_id).await;
+            answer.map_err(|status| format!("GetUser of {user_id} answered {status:?}"))
+        }
+    })
+    .await
+}
+
+/// GetSalesSummary of all orders, by windows of every size, from every instance.
+async fn ask_for_summaries(clients: &Clients, orders: &[Order]) -> Result<(Vec<Answer>, Vec<String>)> {
+    let mut questions = Vec::new();
+    for (size, seconds) in SIZES {
+        let times = orders.iter().filter_map(|order| time(order.created_at.as_ref()));
+        let Some([start, end]) = span(times, seconds) else {
+            continue;
+        };
+        let request = GetSalesSummaryRequest {
+            window_size: size.into(),
+            start: Some(start),
+            end: Some(end),
+            currency_code: String::new(),
+        };
+        let instances = clients.analytics().iter().cloned().enumerate();
+        questions.extend(instances.map(|(instance, client)| (instance, client, size, request.clone())));
+    }
+    ask_for_all(
+        questions.into_iter(),
+        |(instance, client, size, request)| async move {
+            let answer = call(request, |request| {
+                let mut client = client.clone();
+                async move { client.get_sales_summary(request).await }
+            });
+            match answer.await {
+                Ok(answer) => Ok(Answer {
+                    instance,
+                    size,
+                    windows: answer.windows,
+                }),
+                Err(status) => Err(format!("GetSalesSummary answered {status:?}")),
+            }
+        },
+    )
     .await
 }
 

@@ -1,5 +1,5 @@
-//! `demo scan`: looks for card numbers and CVVs in everything that a run has left: databases, dumps, topics, logs, traces, and what the
-//! payment provider keeps.
+//! `demo scan`: looks for card numbers and CVVs in everything that a run has left: databases, dumps, topics, logs, traces, mails, and
+//! what the payment provider keeps.
 //!
 //! A scan that finds nothing says little about what it looked through, so it proves itself first, each time: in each kind of place it
 //! plants card data, and has to find all of it there. The plants are gone before the real scan begins.
@@ -64,6 +64,7 @@ pub(crate) async fn run(options: Options) -> Result<()> {
     places.extend(places::logs(&options.logs)?);
     places.extend(places::files("traces", &options.traces)?);
     places.push(Place::file("the provider's storage", &options.storage)?);
+    places.push(Place::file("mails", &addresses.mails)?);
     report(&scanner, &places, planted)
 }
 
@@ -81,7 +82,7 @@ fn report(scanner: &Scanner, places: &[Place], planted: usize) -> Result<()> {
     }
     let bytes: usize = places.iter().map(|place| place.bytes.len()).sum();
     println!(
-        "card data: none in {:.1} MB of databases, dumps, topics, logs, traces and the provider's storage; \
+        "card data: none in {:.1} MB of databases, dumps, topics, logs, traces, mails and the provider's storage; \
          planted: found all {planted}",
         bytes as f64 / 1e6
     );

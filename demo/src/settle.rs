@@ -9,7 +9,7 @@ use local_stack::measure::{Message, Progress, Writer};
 use local_stack::shop::{SERVICES, events};
 
 use crate::blocking;
-use crate::databases::Databases;
+use crate::databases::{Databases, Open};
 use crate::topic::Topics;
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -33,14 +33,13 @@ struct Seen {
     /// Events taken in, and events that there are to take in.
     consumed: Vec<(u64, u64)>,
     projected: u64,
-    /// Orders and payments that have not ended.
-    open: u64,
+    open: Open,
 }
 
 impl Seen {
     /// Nothing is under way, so nothing can happen any more.
     fn is_settled(&self) -> bool {
-        self.open == 0
+        self.open == Open::default()
             && self.consumed.iter().all(|(taken, there)| taken == there)
             && self
                 .kafka_records
@@ -74,7 +73,7 @@ impl Follow<'_> {
                 outbox_rows: seen.outbox_rows.iter().sum(),
                 kafka_records: seen.kafka_records.iter().sum(),
                 projected_events: seen.projected,
-                open: seen.open,
+                open: seen.open.sum(),
             }))?;
             // One look is not taken at one moment: what is done has to be so twice.
             let same = last.as_ref() == Some(&seen);

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use local_stack::child::{self, Child, Launch};
 use local_stack::measure::{Message, Progress, Reader, Report};
-use local_stack::shop::{ORDER_SVC, PAYMENT_SVC, Plan};
-use local_stack::{Kafka, Postgres, Shop, paths, postgres, wait};
+use local_stack::shop::{NOTIFICATION_SVC, ORDER_SVC, PAYMENT_SVC, Plan};
+use local_stack::smtp::{Smtp, Tls};
+use local_stack::{Kafka, Postgres, paths, postgres, wait};
 use tokio::sync::watch;
 
 use crate::background::asked_to_end;
@@ -33,6 +34,13 @@ const PROVIDER_TIMEOUT: &str = "2s";
 const PAYMENT_LEASE: &str = "4s";
 const PAYMENT_RETRY: &str = "2s";
 
+/// How long the mail server may take for anything.
+const MAIL_TIMEOUT: &str = "1s";
+/// Of whoever is killed while he sends a mail, nobody knows after this whether he has sent it.
+const MAIL_LEASE: &str = "4s";
+/// Mails that the mail server puts off are sent again soon.
+const MAIL_RETRY: [&str; 2] = ["100ms", "1s"];
+
 const COLLECTOR_LIMIT: Duration = Duration::from_secs(20);
 const SCAN_LIMIT: Duration = Duration::from_secs(300);
 
@@ -47,7 +55,7 @@ pub(crate) struct Options {
     /// Print the result as one JSON object on the last line
     #[arg(long)]
     json: bool,
-    /// Kill every process with SIGKILL, and freeze the payment provider, during the run
+    /// During the run, kill every process with SIGKILL, Kafka and the mail server too, and freeze the payment provider
     #[arg(long)]
     chaos: bool,
     /// Keep databases, topics and logs of this run
@@ -113,19 +121,31 @@ fn finish(options: &Options, folder: &RunFolder, report: &Report) -> Result<()> 
 }
 
 async fn in_folder(options: &Options, folder: &Path) -> Result<Report> {
-    let (mut postgres, mut kafka) = tokio::try_join!(
+    let (mut postgres, mut kafka, mut mail_server) = tokio::try_join!(
         ui::step("PostgreSQL", Postgres::builder(folder.join("postgres")).start()),
         ui::step("Kafka", Kafka::builder(folder.join("kafka")).start()),
+        ui::step("mail server", Smtp::start(folder.join("mail"), Tls::Implicit)),
     )?;
     ui::say_where_data_is(&postgres, folder);
     let mut collector = Collector::start(folder).await?;
-    let mut plan = Plan::new(folder, postgres.url("postgres"), kafka.brokers(), None)?
-        .set(ORDER_SVC, "orders.pay_within", PAY_WITHIN)
-        .set(PAYMENT_SVC, "provider.timeout", PROVIDER_TIMEOUT)
-        // Whoever is killed in the middle of a payment keeps others from it for so long.
-        .set(PAYMENT_SVC, "payments.lease", PAYMENT_LEASE)
-        .set(PAYMENT_SVC, "payments.retry_longest", PAYMENT_RETRY)
-        .set_for_all("telemetry.otlp_endpoint", &collector.url);
+    let mut plan = Plan::new(
+        folder,
+        postgres.url("postgres"),
+        kafka.brokers(),
+        &mail_server,
+        None,
+    )?
+    .set(ORDER_SVC, "orders.pay_within", PAY_WITHIN)
+    .set(PAYMENT_SVC, "provider.timeout", PROVIDER_TIMEOUT)
+    // Whoever is killed in the middle of a payment keeps others from it for so long.
+    .set(PAYMENT_SVC, "payments.lease", PAYMENT_LEASE)
+    .set(PAYMENT_SVC, "payments.retry_longest", PAYMENT_RETRY)
+    .set(NOTIFICATION_SVC, "smtp.timeout", MAIL_TIMEOUT)
+    .set(NOTIFICATION_SVC, "smtp.data_timeout", MAIL_TIMEOUT)
+    .set(NOTIFICATION_SVC, "mails.lease", MAIL_LEASE)
+    .set(NOTIFICATION_SVC, "mails.retry_first", MAIL_RETRY[0])
+    .set(NOTIFICATION_SVC, "mails.retry_longest", MAIL_RETRY[1])
+    .set_for_all("telemetry.otlp_endpoint", &collector.url);
     if options.chaos {
         plan = plan.relay_lease(CHAOS_LEASE);
     }
@@ -141,23 +161,29 @@ async fn in_folder(options: &Options, folder: &Path) -> Result<Report> {
     plan.addresses(&shop)?.write(&addresses)?;
 
     let seed = options.seed.unwrap_or_else(random_seed);
-    let mut report = place_and_reconcile(options, seed, &plan, &mut shop, &addresses).await?;
+    let mut targets = chaos::Targets {
+        shop: &mut shop,
+        kafka: &mut kafka,
+        mail_server: &mut mail_server,
+    };
+    let mut report = place_and_reconcile(options, seed, &plan, &mut targets, &addresses).await?;
     let mut check = |result: Result<()>| {
         if let Err(error) = result {
             report.figures.reconciled = false;
             report.problems.push(format!("{error:#}"));
         }
     };
-    check(ui::step("verify: order-svc, payment-svc, inventory-svc", plan.verify()).await);
+    check(ui::step("every service that has a history: verify", plan.verify()).await);
     check(ui::step("payment-svc reconcile", plan.reconcile()).await);
     ui::step("stopping the shop", shop.stop()).await?;
     // Everything has been written by now: the last spans and the last lines of the logs, too.
     let scanned = scan(options.orders, seed, &plan, &postgres, &collector, &addresses).await;
     check(scanned.map(|found| eprintln!("  ok    {found}")));
-    ui::step("stopping PostgreSQL and Kafka", async {
+    ui::step("stopping PostgreSQL, Kafka and the mail server", async {
         postgres.stop().await?;
         // Its data is not wanted any more, or is safe in its log.
         kafka.kill()?;
+        mail_server.kill()?;
         collector.child.kill()
     })
     .await?;
@@ -238,7 +264,7 @@ async fn place_and_reconcile(
     options: &Options,
     seed: u64,
     plan: &Plan,
-    shop: &mut Shop,
+    targets: &mut chaos::Targets<'_>,
     addresses: &Path,
 ) -> Result<Report> {
     let messages = plan.folder().join("demo.jsonl");
@@ -292,7 +318,7 @@ async fn place_and_reconcile(
     };
     let kill = async {
         if options.chaos {
-            chaos::run(shop, seen).await
+            chaos::run(targets, seen).await
         } else {
             Ok(chaos::Done::default())
         }
@@ -303,6 +329,7 @@ async fn place_and_reconcile(
     if options.chaos {
         let chaos::Done {
             kills,
+            restarts,
             freezes,
             everybody,
         } = blows;
@@ -311,7 +338,10 @@ async fn place_and_reconcile(
         } else {
             "not every process: the load was too short"
         };
-        eprintln!("  ok    chaos: {kills} times SIGKILL, {whom}; the provider frozen {freezes} times");
+        eprintln!(
+            "  ok    chaos: {kills} times SIGKILL, {whom}; Kafka and the mail server restarted {restarts} times; \
+             the provider frozen {freezes} times"
+        );
     }
     Ok(report)
 }

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use local_stack::shop::{
-    self, Addresses, INVENTORY_SVC, KAFKA_PORTS, ORDER_QUERY_SVC, ORDER_SVC, PAYMENT_SVC, POSTGRES_PORT, Plan,
+    self, ANALYTICS_SVC, Addresses, INVENTORY_SVC, KAFKA_PORTS, MAIL_PORT, ORDER_QUERY_SVC, ORDER_SVC,
+    PAYMENT_SVC, POSTGRES_PORT, Plan, USER_SVC,
 };
+use local_stack::smtp::{Smtp, Tls};
 use local_stack::{Kafka, Postgres, Process, Shop, install, kafka, paths, postgres, process};
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +37,7 @@ pub(crate) struct UpOptions {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogsOptions {
-    /// For example order-svc-1, payment-svc-2, inventory-svc-1, order-query-svc-1, outbox-relay, payment-sandbox, postgres, kafka
+    /// For example order-svc-1, payment-svc-2, notification-svc-1, order-query-svc-1, outbox-relay, payment-sandbox, postgres, kafka
     name: String,
     /// Go on showing what comes
     #[arg(short, long)]
@@ -132,7 +134,12 @@ pub(crate) fn order(id: &str) -> Result<()> {
 }
 
 fn log_files(folder: &Path) -> Vec<(String, PathBuf)> {
-    let folders = [folder.to_owned(), folder.join("postgres"), folder.join("kafka")];
+    let folders = [
+        folder.to_owned(),
+        folder.join("postgres"),
+        folder.join("kafka"),
+        folder.join("mail"),
+    ];
     let entries = folders
         .iter()
         .filter_map(|folder| std::fs::read_dir(folder).ok())
@@ -193,6 +200,7 @@ pub(crate) async fn supervise(options: UpOptions) -> Result<()> {
 struct Local {
     postgres: Postgres,
     kafka: Kafka,
+    mail_server: Smtp,
     plan: Plan,
     shop: Shop,
 }
@@ -201,13 +209,17 @@ impl Local {
     async fn start(folder: &Path, options: &UpOptions) -> Result<Self> {
         let base = options.port_base;
         let (postgres_folder, kafka_folder) = (folder.join("postgres"), folder.join("kafka"));
+        let mail_folder = folder.join("mail");
         if options.fresh {
             postgres::remove(&postgres_folder)?;
-            if kafka_folder.exists() {
-                std::fs::remove_dir_all(&kafka_folder).context("cannot remove Kafka's data")?;
+            for folder in [&kafka_folder, &mail_folder] {
+                if folder.exists() {
+                    std::fs::remove_dir_all(folder)
+                        .with_context(|| format!("cannot remove {}", folder.display()))?;
+                }
             }
         }
-        let (postgres, kafka) = tokio::try_join!(
+        let (postgres, kafka, mail_server) = tokio::try_join!(
             ui::step(
                 "PostgreSQL",
                 Postgres::builder(&postgres_folder)
@@ -220,9 +232,19 @@ impl Local {
                     .ports(base + KAFKA_PORTS[0], base + KAFKA_PORTS[1])
                     .start()
             ),
+            ui::step(
+                "mail server",
+                Smtp::start_on(&mail_folder, Tls::Implicit, Some(base + MAIL_PORT))
+            ),
         )?;
         ui::say_where_data_is(&postgres, folder);
-        let plan = Plan::new(folder, postgres.url("postgres"), kafka.brokers(), Some(base))?;
+        let plan = Plan::new(
+            folder,
+            postgres.url("postgres"),
+            kafka.brokers(),
+            &mail_server,
+            Some(base),
+        )?;
         if options.fresh && plan.sandbox_storage().exists() {
             std::fs::remove_file(plan.sandbox_storage()).context("cannot remove the provider's data")?;
         }
@@ -237,6 +259,7 @@ impl Local {
         Ok(Self {
             postgres,
             kafka,
+            mail_server,
             plan,
             shop,
         })
@@ -258,7 +281,7 @@ impl Local {
 
     /// Starts again whatever has ended, later and later if that does not help. Never returns but by an error.
     async fn restart_what_crashes(&mut self) -> Result<()> {
-        let mut backoffs = [Backoff::default(), Backoff::default()];
+        let mut backoffs = [const { Backoff { last: None } }; 3];
         let mut process_backoffs: Vec<Backoff> = self.shop.processes().map(|_| Backoff::default()).collect();
         loop {
             tokio::time::sleep(CHECK_EVERY).await;
@@ -267,6 +290,9 @@ impl Local {
             }
             if !self.kafka.is_running() && backoffs[1].is_over() {
                 report("Kafka", self.kafka.start().await);
+            }
+            if !self.mail_server.is_running() && backoffs[2].is_over() {
+                report("the mail server", self.mail_server.restart().await);
             }
             for (process, backoff) in self.shop.processes_mut().zip(&mut process_backoffs) {
                 if !process.is_running() && backoff.is_over() {
@@ -281,7 +307,8 @@ impl Local {
         // Each as far as it goes: what does not stop in order is killed when this process ends.
         let shop = self.shop.stop().await;
         let kafka = self.kafka.stop().await;
-        self.postgres.stop().await.and(kafka).and(shop)
+        let mail_server = self.mail_server.stop().await;
+        self.postgres.stop().await.and(mail_server).and(kafka).and(shop)
     }
 }
 
@@ -321,8 +348,12 @@ fn hints(at: &Endpoints) -> Result<String> {
         text.push_str(&format!("  {service:<18} gRPC {}\n", hosts.join(" and ")));
     }
     text.push_str(&format!(
-        "  PostgreSQL         {}\n  Kafka              {}\n  payment provider   {} (a sandbox)\n",
-        at.postgres, at.addresses.brokers, at.addresses.sandbox,
+        "  PostgreSQL         {}\n  Kafka              {}\n  payment provider   {} (a sandbox)\n  \
+         mails              {} (what the mail server has taken)\n",
+        at.postgres,
+        at.addresses.brokers,
+        at.addresses.sandbox,
+        at.addresses.mails.display(),
     ));
     for (name, url) in &at.admin {
         text.push_str(&format!("  {name:<18} {url}/metrics /livez /readyz\n"));
@@ -337,12 +368,15 @@ fn hints(at: &Endpoints) -> Result<String> {
     text.push_str(&stock_hints(at, &program)?);
     text.push_str(&order_hints(at, &program)?);
     text.push_str(&payment_hints(at, &program)?);
+    text.push_str(&other_hints(at, &program)?);
     let psql = at.psql.display();
     text.push_str("\nDatabases:\n");
     for (name, url) in &at.addresses.databases {
         let table = match name.as_str() {
             "order_query" => "order_views",
             "inventory" => "stock",
+            "notifications" => "mails",
+            "analytics" => "sales_figures",
             table => table,
         };
         text.push_str(&format!("{psql} {url} -c 'SELECT * FROM {table}'\n"));
@@ -475,6 +509,19 @@ fn payment_hints(at: &Endpoints, grpcurl: &str) -> Result<String> {
         call(of_payment, "GetPayment"),
         call(&format!("{request_id}{of_payment}"), "RefundPayment"),
         at.addresses.sandbox,
+    ))
+}
+
+fn other_hints(at: &Endpoints, grpcurl: &str) -> Result<String> {
+    let (user_svc, analytics_svc) = (first_host(at, USER_SVC)?, first_host(at, ANALYTICS_SVC)?);
+    Ok(format!(
+        "\nCreate a user, to whom mails go about his orders (place them with his user_id):\n\
+         {grpcurl} -d \"{{\\\"request_id\\\":\\\"{NEW_ID}\\\",\\\"email\\\":\\\"ann@example.org\\\",\
+         \\\"first_name\\\":\\\"Ann\\\",\\\"last_name\\\":\\\"Lee\\\"}}\" {user_svc} \
+         shop.user.v1.UserService/CreateUser\n\
+         \nSee what is sold this hour, and again whenever that changes:\n\
+         {grpcurl} -d '{{\"window_size\":\"WINDOW_SIZE_HOUR\"}}' {analytics_svc} \
+         shop.analytics.v1.AnalyticsService/WatchSales\n",
     ))
 }
 

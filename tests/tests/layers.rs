@@ -9,11 +9,12 @@ use cargo_metadata::{DependencyKind, MetadataCommand, TargetKind};
 /// For people, not for production: they may be what processes may not.
 const TOOLS: [&str; 4] = ["bench", "demo", "dev-cli", "tests"];
 /// Names that must be there at the top.
-const TOP: [&str; 17] = [
+const TOP: [&str; 18] = [
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "Cargo.toml",
     "README.md",
+    "analytics-svc",
     "crates",
     "deploy",
     "dev",

@@ -15,6 +15,7 @@ use local_stack::kafka::Kafka;
 use local_stack::postgres::Postgres;
 use local_stack::process::http_get;
 use local_stack::shop::{INVENTORY_SVC, ORDER_SVC, OUTBOX_RELAY, PAYMENT_SVC, Plan, Shop};
+use local_stack::smtp::{Smtp, Tls};
 use local_stack::testing::{Folder, private_kafka, private_postgres};
 use local_stack::{cards, wait};
 use rand::rngs::StdRng;
@@ -40,16 +41,27 @@ struct Stage {
     shop: Shop,
     plan: Plan,
     kafka: Kafka,
+    _mail_server: Smtp,
     postgres: Postgres,
 }
 
 impl Stage {
     /// With so long to pay.
     async fn start(folder: &Folder, pay_within: &str) -> Result<Self> {
-        let (postgres, kafka) = tokio::try_join!(private_postgres(folder), private_kafka(folder))?;
-        let plan = Plan::new(folder.path(), postgres.url("postgres"), kafka.brokers(), None)?
-            .set(ORDER_SVC, "orders.pay_within", pay_within)
-            .relay_lease(Duration::from_secs(1));
+        let (postgres, kafka, mail_server) = tokio::try_join!(
+            private_postgres(folder),
+            private_kafka(folder),
+            Smtp::start(folder.path().join("mail"), Tls::Implicit)
+        )?;
+        let plan = Plan::new(
+            folder.path(),
+            postgres.url("postgres"),
+            kafka.brokers(),
+            &mail_server,
+            None,
+        )?
+        .set(ORDER_SVC, "orders.pay_within", pay_within)
+        .relay_lease(Duration::from_secs(1));
         plan.create_databases().await?;
         tokio::try_join!(plan.migrate(), plan.create_topics())?;
         let shop = plan.start().await?;
@@ -58,6 +70,7 @@ impl Stage {
             shop,
             plan,
             kafka,
+            _mail_server: mail_server,
             postgres,
         };
         let request = SetStockRequest {

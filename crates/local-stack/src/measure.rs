@@ -31,7 +31,7 @@ pub struct Progress {
     pub kafka_records: u64,
     /// How many events the read model has taken in.
     pub projected_events: u64,
-    /// Orders and payments that have not come to their end.
+    /// Orders, payments, reservations, mails and figures that have not come to their end.
     pub open: u64,
 }
 
@@ -62,6 +62,15 @@ pub struct Figures {
     pub refunds_match: bool,
     /// Every piece of every product is where orders and the warehouse have put it.
     pub stock_conserved: bool,
+    /// Every event that users are told of has its mail, which the mail server has once, or never when nobody knows what became of it.
+    pub mails_match: bool,
+    pub mails_sent: u64,
+    /// Mails of which nobody knows whether the mail server has them.
+    pub mails_unknown: u64,
+    /// The figures of sales are what a fold of the topics gives.
+    pub analytics_match: bool,
+    /// Orders, payments and reservations that have not come to their end.
+    pub sagas_open: u64,
     pub kafka_p50_ms: f64,
     pub kafka_p99_ms: f64,
     pub view_p50_ms: f64,
@@ -155,6 +164,26 @@ impl Figures {
                 "stock conserved",
                 yes(self.stock_conserved),
                 "available + reserved + sold, as orders and the warehouse say",
+            ),
+            (
+                "mails match",
+                yes(self.mails_match),
+                "one per event that users are told of, each sent once",
+            ),
+            (
+                "mails sent / unknown",
+                format!("{} / {}", self.mails_sent, self.mails_unknown),
+                "unknown: cut off while it was handed over",
+            ),
+            (
+                "analytics match",
+                yes(self.analytics_match),
+                "figures of sales = a fold of the topics",
+            ),
+            (
+                "sagas open",
+                self.sagas_open.to_string(),
+                "orders, payments, reservations without an end",
             ),
             (
                 "commit to Kafka",

@@ -12,12 +12,16 @@ use tokio::task::JoinSet;
 use crate::ports::free_ports;
 use crate::postgres;
 use crate::process::{self, Process};
+use crate::smtp::{self, Smtp};
 use crate::wait;
 
 pub const ORDER_SVC: &str = "order-svc";
 pub const ORDER_QUERY_SVC: &str = "order-query-svc";
 pub const PAYMENT_SVC: &str = "payment-svc";
 pub const INVENTORY_SVC: &str = "inventory-svc";
+pub const USER_SVC: &str = "user-svc";
+pub const NOTIFICATION_SVC: &str = "notification-svc";
+pub const ANALYTICS_SVC: &str = "analytics-svc";
 pub const PAYMENT_SANDBOX: &str = "payment-sandbox";
 pub const OUTBOX_RELAY: &str = "outbox-relay";
 
@@ -29,6 +33,8 @@ pub const PARTITIONS: u32 = 6;
 pub struct Events {
     pub entity_type: &'static str,
     pub topic: &'static str,
+    /// Whether they are in the service's event store too. Otherwise each says all there is, and nobody needs the ones before it.
+    pub stored: bool,
 }
 
 /// One kind of process, and what it works on.
@@ -49,7 +55,7 @@ pub struct Service {
 }
 
 /// In the order in which they are stopped: first what takes commands, then what carries their events on.
-pub const SERVICES: [Service; 6] = [
+pub const SERVICES: [Service; 9] = [
     Service {
         name: ORDER_SVC,
         instances: 2,
@@ -58,6 +64,7 @@ pub const SERVICES: [Service; 6] = [
         emits: &[Events {
             entity_type: "order",
             topic: "events.order",
+            stored: true,
         }],
         consumes: &["events.inventory", "events.payment"],
     },
@@ -69,6 +76,7 @@ pub const SERVICES: [Service; 6] = [
         emits: &[Events {
             entity_type: "payment",
             topic: "events.payment",
+            stored: true,
         }],
         consumes: &["events.order"],
     },
@@ -81,13 +89,51 @@ pub const SERVICES: [Service; 6] = [
             Events {
                 entity_type: "reservation",
                 topic: "events.inventory",
+                stored: true,
             },
             Events {
                 entity_type: "stock",
                 topic: "events.stock",
+                stored: true,
             },
         ],
         consumes: &["events.order"],
+    },
+    Service {
+        name: USER_SVC,
+        instances: 2,
+        first_port: 70,
+        database: Some("users"),
+        emits: &[Events {
+            entity_type: "user",
+            topic: "events.user",
+            stored: true,
+        }],
+        consumes: &[],
+    },
+    Service {
+        name: NOTIFICATION_SVC,
+        instances: 2,
+        first_port: 80,
+        database: Some("notifications"),
+        emits: &[Events {
+            entity_type: "notification",
+            topic: "events.notification",
+            stored: true,
+        }],
+        consumes: &["events.order", "events.payment", "events.user"],
+    },
+    Service {
+        name: ANALYTICS_SVC,
+        instances: 2,
+        first_port: 90,
+        database: Some("analytics"),
+        emits: &[Events {
+            entity_type: "order_analytics",
+            topic: "events.order_analytics",
+            stored: false,
+        }],
+        consumes: &["events.order", "events.payment"],
     },
     Service {
         name: OUTBOX_RELAY,
@@ -117,9 +163,15 @@ pub const SERVICES: [Service; 6] = [
 
 /// How many ports a [`Plan`] with a base keeps for itself; there is room for services to come.
 pub const PORTS: u16 = 100;
-/// PostgreSQL's port, and Kafka's two, from the base.
+/// PostgreSQL's port, Kafka's two, and the mail server's, from the base.
 pub const POSTGRES_PORT: u16 = 0;
 pub const KAFKA_PORTS: [u16; 2] = [1, 2];
+pub const MAIL_PORT: u16 = 3;
+
+/// Who the mails are from; their ids end in its domain.
+pub const MAIL_SENDER: &str = "Shop <shop@shop.example>";
+/// The domain of mails' ids.
+pub const MAIL_DOMAIN: &str = "shop.example";
 
 /// The secret key that the payment sandbox takes.
 const SANDBOX_KEY: &str = "sk_test_sandbox";
@@ -136,6 +188,11 @@ impl Service {
                 .map(|instance| format!("{}-{instance}", self.name))
                 .collect(),
         }
+    }
+
+    /// Whether it keeps its events, and can rebuild everything from them.
+    pub fn has_history(&self) -> bool {
+        self.emits.iter().any(|events| events.stored)
     }
 
     fn ports(&self) -> impl Iterator<Item = [u16; 2]> {
@@ -224,7 +281,7 @@ fn dead_letters_of(database: &str) -> String {
 /// Every port that is used with a base, counted from it.
 pub fn ports() -> Vec<u16> {
     let of_services = SERVICES.iter().flat_map(Service::ports).flatten();
-    [POSTGRES_PORT]
+    [POSTGRES_PORT, MAIL_PORT]
         .into_iter()
         .chain(KAFKA_PORTS)
         .chain(of_services)
@@ -242,6 +299,8 @@ pub struct Addresses {
     pub services: BTreeMap<String, Vec<String>>,
     /// URL of the payment sandbox.
     pub sandbox: String,
+    /// Where the mail server keeps what it takes.
+    pub mails: PathBuf,
 }
 
 impl Addresses {
@@ -278,17 +337,22 @@ pub struct Plan {
     kafka_brokers: String,
     port_base: Option<u16>,
     sandbox_port: u16,
+    mail_port: u16,
+    mail_ca_file: PathBuf,
+    mails: PathBuf,
     /// For one service, or for all of them.
     settings: Vec<(Option<&'static str>, String, String)>,
 }
 
 impl Plan {
     /// Logs and the sandbox's storage go to `folder`. `postgres_url` is any database of the server on which the shop's
-    /// databases are, with a user that may create databases. [`PORTS`] ports from `port_base` are used, or free ones.
+    /// databases are, with a user that may create databases. Mails go to `mail_server`, which encrypts from the first byte. [`PORTS`]
+    /// ports from `port_base` are used, or free ones.
     pub fn new(
         folder: impl Into<PathBuf>,
         postgres_url: String,
         kafka_brokers: String,
+        mail_server: &Smtp,
         port_base: Option<u16>,
     ) -> Result<Self> {
         // payment-svc has to know it before the sandbox is started.
@@ -302,6 +366,9 @@ impl Plan {
             kafka_brokers,
             port_base,
             sandbox_port,
+            mail_port: mail_server.port(),
+            mail_ca_file: mail_server.ca_file().to_owned(),
+            mails: mail_server.received_file(),
             settings: Vec::new(),
         })
     }
@@ -354,6 +421,7 @@ impl Plan {
             brokers: self.kafka_brokers.clone(),
             services,
             sandbox: self.sandbox_url(),
+            mails: self.mails.clone(),
         })
     }
 
@@ -397,7 +465,7 @@ impl Plan {
     /// Rebuilds everything from its history and compares, in every service that has one. What differs is in the error.
     pub async fn verify(&self) -> Result<()> {
         let mut all = JoinSet::new();
-        for service in SERVICES.iter().filter(|service| !service.emits.is_empty()) {
+        for service in SERVICES.iter().filter(|service| service.has_history()) {
             all.spawn(self.command(service).arg("verify").run_to_end());
         }
         finished(all).await
@@ -481,6 +549,16 @@ impl Plan {
                 builder = builder
                     .set("provider.base_url", self.sandbox_url())
                     .set("provider.secret_key", SANDBOX_KEY);
+            }
+            NOTIFICATION_SVC => {
+                builder = builder
+                    .set("smtp.host", "localhost")
+                    .set("smtp.port", self.mail_port.to_string())
+                    .set("smtp.tls", "implicit")
+                    .set("smtp.ca_file", self.mail_ca_file.to_string_lossy())
+                    .set("smtp.user", smtp::USER)
+                    .set("smtp.password", smtp::PASSWORD)
+                    .set("smtp.from", MAIL_SENDER);
             }
             PAYMENT_SANDBOX => {
                 builder = builder.set("storage.path", self.sandbox_storage().to_string_lossy());

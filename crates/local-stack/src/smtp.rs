@@ -81,9 +81,28 @@ impl Mail {
     }
 }
 
+/// What a server has taken that keeps it in `file`, first what came first.
+pub fn received(file: &Path) -> Result<Vec<Mail>> {
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    };
+    // A line without its end is being written.
+    text.split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'))
+        .map(|line| serde_json::from_str(line).context("a mail is not understood"))
+        .collect()
+}
+
 impl Smtp {
-    /// Starts it, with a certificate for `localhost`. Installs it if need be.
+    /// Starts it on a free port, with a certificate for `localhost`. Installs it if need be.
     pub async fn start(folder: impl Into<PathBuf>, tls: Tls) -> Result<Self> {
+        Self::start_on(folder, tls, None).await
+    }
+
+    /// The same on this port, or on a free one.
+    pub async fn start_on(folder: impl Into<PathBuf>, tls: Tls, port: Option<u16>) -> Result<Self> {
         let program = install::ensure("aiosmtpd", "python3-aiosmtpd")?;
         let folder = folder.into();
         let authority = Authority::in_folder(folder.join("certificates"))?;
@@ -101,11 +120,16 @@ impl Smtp {
         };
         let mut last_error = None;
         for _ in 0..3 {
-            server.port = ports::free_ports(1)?[0];
+            server.port = match port {
+                Some(port) => port,
+                None => ports::free_ports(1)?[0],
+            };
             let offset = child::length(&server.log());
             match server.restart().await {
                 Ok(()) => return Ok(server),
-                Err(error) if child::written_since(&server.log(), offset).contains("in use") => {
+                Err(error)
+                    if port.is_none() && child::written_since(&server.log(), offset).contains("in use") =>
+                {
                     last_error = Some(error);
                 }
                 Err(error) => return Err(error),
@@ -125,24 +149,21 @@ impl Smtp {
 
     /// What it has taken, first what came first; also before it was restarted.
     pub fn received(&self) -> Result<Vec<Mail>> {
-        let file = self.folder.join("received.jsonl");
-        let text = match std::fs::read_to_string(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
-        };
-        // A line without its end is being written.
-        text.split_inclusive('\n')
-            .filter(|line| line.ends_with('\n'))
-            .map(|line| serde_json::from_str(line).context("a mail is not understood"))
-            .collect()
+        received(&self.received_file())
+    }
+
+    /// The file in which it keeps that.
+    pub fn received_file(&self) -> PathBuf {
+        self.folder.join("received.jsonl")
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(Child::is_running)
     }
 
     /// Starts it again after [`stop`](Self::stop) or [`kill`](Self::kill), on the same port.
     pub async fn restart(&mut self) -> Result<()> {
-        if let Some(running) = &mut self.child
-            && running.is_running()
-        {
+        if self.is_running() {
             return Ok(());
         }
         let mut args: Vec<String> = vec![self.folder.join("smtp.py").to_string_lossy().into_owned()];

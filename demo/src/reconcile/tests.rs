@@ -1,9 +1,14 @@
 use contracts::catalogue::{
     inventory as inventory_types, order as order_types, payment as payment_types, stock as stock_types,
 };
+use contracts::catalogue::{
+    notification as notification_types, order_analytics as analytics_types, user as user_types,
+};
+use contracts::shop::analytics::events::v1::{OrderAnalyticsUpdated, ProductSales, SalesFigures, WindowSize};
+use contracts::shop::analytics::v1::SalesWindow;
 use contracts::shop::common::v1::Money;
 use contracts::shop::inventory::events::v1::StockUpdated;
-use contracts::shop::order::events::v1::OrderCancelled;
+use contracts::shop::order::events::v1::{OrderCancelled, OrderLine, OrderPlaced};
 use contracts::shop::order::v1::OrderItem;
 use contracts::shop::payment::events::v1::{
     FailureReason, PaymentFailed, PaymentMethodSummary, PaymentReceived, PaymentRefunded,
@@ -24,6 +29,10 @@ const ORDERS: usize = 0;
 const PAYMENTS: usize = 1;
 const INVENTORY: usize = 2;
 const STOCK: usize = 3;
+const USERS: usize = 4;
+const NOTIFICATIONS: usize = 5;
+const ANALYTICS: usize = 6;
+const EMAIL: &str = "u@example.org";
 const PRODUCT: &str = "p";
 /// Pieces of the product in each order.
 const QUANTITY: i32 = 2;
@@ -39,9 +48,13 @@ fn parts() -> Parts {
             source(contracts::topics::PAYMENT),
             source(contracts::topics::INVENTORY),
             source(contracts::topics::STOCK),
+            source(contracts::topics::USER),
+            source(contracts::topics::NOTIFICATION),
+            source(contracts::topics::ORDER_ANALYTICS),
         ],
         ..Parts::default()
     };
+    parts.sign_up();
     parts.place("a");
     parts.pay("a", "pa");
     parts.place("b");
@@ -61,6 +74,7 @@ fn parts() -> Parts {
     parts.pay("f", "pf");
     parts.ship("f");
     parts.count_stock();
+    parts.count_sales();
     parts.look();
     parts
 }
@@ -93,18 +107,117 @@ impl Parts {
         };
         source.records.push(record(&row, source.records.len() as i64));
         source.outbox.push(row);
-        source.events.push(event);
-        if ![contracts::topics::ORDER, contracts::topics::PAYMENT].contains(&source.topic) {
+        source.events.push(event.clone());
+        let topic = source.topic;
+        self.mail(&event);
+        if ![contracts::topics::ORDER, contracts::topics::PAYMENT].contains(&topic) {
             return;
         }
         let mark = Mark {
-            topic: source.topic.to_owned(),
+            topic: topic.to_owned(),
             entity_id: entity_id.to_owned(),
             version,
             committed_at_us: 1_007_000,
         };
         self.view_marks.retain(|other| other.entity_id != entity_id);
         self.view_marks.push(mark);
+    }
+
+    /// Orders, shipments and refunds are told of by mail.
+    fn mail(&mut self, event: &EventRow) {
+        let told = [
+            order_types::PLACED,
+            order_types::CONFIRMED,
+            order_types::SHIPPED,
+            order_types::CANCELLED,
+            payment_types::REFUNDED,
+        ];
+        if !told.contains(&event.event_type.as_str()) {
+            return;
+        }
+        let order_id = event.entity_id.trim_start_matches('p').to_owned();
+        self.mails.push(MailRow {
+            notification_id: event.event_id,
+            order_id: order_id.clone(),
+            event_type: event.event_type.clone(),
+            state: "sent".to_owned(),
+        });
+        self.received.push(Mail {
+            sender: "shop@shop.example".to_owned(),
+            recipients: vec![EMAIL.to_owned()],
+            headers: vec![(
+                "message-id".to_owned(),
+                format!("<{}@shop.example>", event.event_id),
+            )],
+            text: format!("Order {order_id}"),
+            html: format!("<p>Order {order_id}</p>"),
+            encrypted: true,
+            login: local_stack::smtp::USER.to_owned(),
+        });
+        let id = event.event_id.to_string();
+        self.event(NOTIFICATIONS, &id, 1, notification_types::SENT, vec![8]);
+    }
+
+    fn sign_up(&mut self) {
+        let user = User {
+            user_id: USER.to_owned(),
+            email: EMAIL.to_owned(),
+            version: 1,
+            ..User::default()
+        };
+        self.event(USERS, USER, 1, user_types::CREATED, vec![9]);
+        self.users.push(ToldUser {
+            user: user.clone(),
+            emails: vec![EMAIL.to_owned()],
+        });
+        self.user_answers.push(user.clone());
+        self.user_rows.push(user);
+    }
+
+    /// All orders were placed in the first minute of 1970, and three of them were confirmed, one of which was cancelled.
+    fn count_sales(&mut self) {
+        let figures = SalesFigures {
+            currency_code: "EUR".to_owned(),
+            orders_placed: 6,
+            orders_confirmed: 3,
+            orders_cancelled: 4,
+            revenue_minor_units: 10,
+            refunded_minor_units: 5,
+            best_sellers: vec![ProductSales {
+                product_id: PRODUCT.to_owned(),
+                quantity: 4,
+                revenue_minor_units: 12,
+            }],
+        };
+        let sizes = [WindowSize::Minute, WindowSize::Hour, WindowSize::Day];
+        for (size, name) in sizes.into_iter().zip(["minute", "hour", "day"]) {
+            let window = format!("{name}/1970-01-01T00:00:00Z");
+            let updated = OrderAnalyticsUpdated {
+                window_size: size.into(),
+                figures: vec![figures.clone()],
+                ..OrderAnalyticsUpdated::default()
+            };
+            self.event(
+                ANALYTICS,
+                &window,
+                1,
+                analytics_types::UPDATED,
+                updated.encode_to_vec(),
+            );
+            self.windows.push((window, 1));
+            for instance in 0..2 {
+                self.summaries.push(Answer {
+                    instance,
+                    size,
+                    windows: vec![SalesWindow {
+                        window_size: size.into(),
+                        window_start: Some(prost_types::Timestamp::default()),
+                        figures: vec![figures.clone()],
+                        conversion: 0.5,
+                    }],
+                });
+            }
+        }
     }
 
     fn place(&mut self, id: &str) {
@@ -121,7 +234,18 @@ impl Parts {
             version: 1,
             ..Order::default()
         };
-        self.event(ORDERS, id, 1, order_types::PLACED, vec![1, 2, 3]);
+        let placed = OrderPlaced {
+            order_id: id.to_owned(),
+            items: vec![OrderLine {
+                product_id: PRODUCT.to_owned(),
+                quantity: QUANTITY,
+                unit_price_minor_units: 3,
+            }],
+            total: Some(money()),
+            created_at: Some(prost_types::Timestamp::default()),
+            ..OrderPlaced::default()
+        };
+        self.event(ORDERS, id, 1, order_types::PLACED, placed.encode_to_vec());
         self.event(INVENTORY, id, 1, inventory_types::RESERVED, vec![5]);
         self.reservations.push(Reservation {
             order_id: id.to_owned(),
@@ -216,8 +340,9 @@ impl Parts {
             order_id: Some(order_id.to_owned()),
         });
         self.event(ORDERS, order_id, 2, order_types::PAID, vec![4]);
+        self.event(ORDERS, order_id, 3, order_types::CONFIRMED, vec![5]);
         let order = self.order(order_id);
-        order.version = 2;
+        order.version = 3;
         order.status = OrderStatus::Confirmed.into();
         order.payment_id = id.to_owned();
         self.reservation_ends(order_id, "committed", inventory_types::COMMITTED);
@@ -392,8 +517,8 @@ fn what_went_well_reconciles() {
         paid: 3,
         declined: 1,
         refunded: 1,
-        outbox_rows: 33,
-        kafka_records: 33,
+        outbox_rows: 55,
+        kafka_records: 55,
         lost: 0,
         repeated: 0,
         out_of_order: 0,
@@ -401,6 +526,11 @@ fn what_went_well_reconciles() {
         charges_match: true,
         refunds_match: true,
         stock_conserved: true,
+        mails_match: true,
+        mails_sent: 15,
+        mails_unknown: 0,
+        analytics_match: true,
+        sagas_open: 0,
         kafka_p50_ms: 3.0,
         kafka_p99_ms: 3.0,
         view_p50_ms: 7.0,
@@ -423,7 +553,7 @@ fn an_identical_repeat_is_counted_and_allowed() {
     assert!(figures.reconciled);
     assert_eq!(
         (figures.repeated, figures.kafka_records, figures.out_of_order),
-        (1, 34, 0)
+        (1, 56, 0)
     );
 }
 
@@ -468,7 +598,7 @@ fn events_that_do_not_fit_are_noticed() {
 
 #[test]
 fn orders_that_do_not_fit_are_noticed() {
-    broken(|parts| parts.orders[0].version = 3);
+    broken(|parts| parts.orders[0].version = 4);
     broken(|parts| drop(parts.orders.pop()));
     broken(|parts| drop(parts.told.pop()));
     broken(|parts| parts.told[0].placed.user_email = "other".to_owned());
@@ -488,6 +618,86 @@ fn orders_that_do_not_fit_are_noticed() {
     broken(|parts| parts.order("a").status = OrderStatus::Paid.into());
     // Cancelled for want of money, and nobody has said so.
     broken(|parts| parts.payments[3].failure = Some(PaymentFailure::default()));
+}
+
+#[test]
+fn mails_that_do_not_fit_are_noticed() {
+    let found = [
+        broken(|parts| drop(parts.mails.pop())),
+        broken(|parts| parts.mails[0].state = "pending".to_owned()),
+        broken(|parts| parts.mails[0].state = "failed".to_owned()),
+        broken(|parts| parts.mails[0].event_type = order_types::SHIPPED.to_owned()),
+        // Never sent, sent twice, and sent to somebody else.
+        broken(|parts| drop(parts.received.pop())),
+        broken(|parts| parts.received.extend(parts.received.first().cloned())),
+        broken(|parts| parts.received[0].recipients = vec!["other@example.org".to_owned()]),
+        // To the user, and the order has an address of its own.
+        broken(|parts| {
+            parts.order("a").user_email = "own@example.org".to_owned();
+            parts.told[0].placed.user_email = "own@example.org".to_owned();
+        }),
+        broken(|parts| parts.received[0].encrypted = false),
+        broken(|parts| parts.received[0].html = String::new()),
+        broken(|parts| parts.received[0].headers.clear()),
+        broken(|parts| drop(parts.sources[NOTIFICATIONS].events.pop())),
+    ];
+    assert!(found.iter().all(|figures| !figures.mails_match));
+}
+
+#[test]
+fn a_mail_that_nobody_knows_of_is_allowed() {
+    for is_there in [true, false] {
+        let mut parts = parts();
+        // The last one answers the last event of all.
+        let unknown = parts.mails.last_mut().expect("mails");
+        unknown.state = "unknown".to_owned();
+        for of in [
+            |source: &mut Source| drop(source.events.pop()),
+            |source: &mut Source| drop(source.outbox.pop()),
+            |source: &mut Source| drop(source.records.pop()),
+        ] {
+            of(&mut parts.sources[NOTIFICATIONS]);
+        }
+        if !is_there {
+            parts.received.pop();
+        }
+        let (figures, problems) = reconcile(&parts, Vec::new());
+        assert_eq!(problems, Vec::<String>::new());
+        assert_eq!((figures.mails_sent, figures.mails_unknown), (14, 1));
+    }
+}
+
+#[test]
+fn analytics_that_do_not_fit_are_noticed() {
+    let found = [
+        broken(|parts| parts.summaries[0].windows[0].figures[0].orders_placed = 7),
+        broken(|parts| parts.summaries[5].windows[0].figures[0].best_sellers[0].quantity = 5),
+        broken(|parts| parts.summaries[3].windows[0].conversion = 0.4),
+        broken(|parts| parts.summaries[2].windows.clear()),
+        broken(|parts| drop(parts.summaries.pop())),
+        broken(|parts| parts.sources[ANALYTICS].records.clear()),
+        broken(|parts| parts.sources[ANALYTICS].records[1].payload = Some(Vec::new())),
+        broken(|parts| drop(parts.sources[PAYMENTS].records.remove(0))),
+    ];
+    assert!(found.iter().all(|figures| !figures.analytics_match));
+}
+
+#[test]
+fn users_that_do_not_fit_are_noticed() {
+    broken(|parts| parts.user_rows[0].email = "other@example.org".to_owned());
+    broken(|parts| parts.user_answers[0].first_name = "Other".to_owned());
+    broken(|parts| drop(parts.users.pop()));
+    broken(|parts| drop(parts.user_rows.pop()));
+}
+
+#[test]
+fn what_has_not_ended_is_noticed() {
+    let open = Open {
+        sagas: 2,
+        ..Open::default()
+    };
+    assert_eq!(broken(|parts| parts.open = open).sagas_open, 2);
+    broken(|parts| parts.open.mails = 1);
 }
 
 #[test]
