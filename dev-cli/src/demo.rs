@@ -35,9 +35,9 @@ const PAYMENT_LEASE: &str = "4s";
 const PAYMENT_RETRY: &str = "2s";
 
 /// How long the mail server may take for anything.
-const MAIL_TIMEOUT: &str = "1s";
+const MAIL_TIMEOUT: &str = "3s";
 /// Of whoever is killed while he sends a mail, nobody knows after this whether he has sent it.
-const MAIL_LEASE: &str = "4s";
+const MAIL_LEASE: &str = "8s";
 /// Mails that the mail server puts off are sent again soon.
 const MAIL_RETRY: [&str; 2] = ["100ms", "1s"];
 
