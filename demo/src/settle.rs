@@ -65,7 +65,7 @@ impl Follow<'_> {
         let mut last = None;
         let mut changed = Instant::now();
         loop {
-            let seen = self.look().await?;
+            let seen = self.look(last.as_ref()).await?;
             self.messages.send(&Message::Progress(Progress {
                 phase: phase.to_owned(),
                 orders: self.orders,
@@ -88,14 +88,19 @@ impl Follow<'_> {
         }
     }
 
-    async fn look(&self) -> Result<Seen> {
+    async fn look(&self, last: Option<&Seen>) -> Result<Seen> {
         let kinds = events();
         let mut outbox_rows = Vec::new();
         for (database, events) in &kinds {
             outbox_rows.push(self.databases.outbox_count(database, events.entity_type).await?);
         }
         let topics = self.topics.clone();
-        let kafka_records = blocking(move || topics.counts()).await?;
+        let kafka_records = match (blocking(move || topics.counts()).await, last) {
+            (Ok(counts), _) => counts,
+            // Kafka is away: what was there is there.
+            (Err(_), Some(last)) => last.kafka_records.clone(),
+            (Err(error), None) => return Err(error),
+        };
         let (mut consumed, mut projected) = (Vec::new(), 0);
         for service in SERVICES.iter().filter(|service| !service.consumes.is_empty()) {
             let Some(database) = service.database else {

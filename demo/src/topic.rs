@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 const READ_LIMIT: Duration = Duration::from_secs(300);
+/// Whoever only looks how far things are does not wait for a broker that is away.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
 /// A record as it is on Kafka.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,11 +103,9 @@ impl Topic {
     }
 
     /// The end of each partition.
-    fn ends(&self) -> Result<Vec<(i32, i64, i64)>> {
+    fn ends(&self, limit: Duration) -> Result<Vec<(i32, i64, i64)>> {
         let end = |partition: &i32| {
-            let (low, high) = self
-                .consumer
-                .fetch_watermarks(&self.name, *partition, ANSWER_LIMIT)?;
+            let (low, high) = self.consumer.fetch_watermarks(&self.name, *partition, limit)?;
             Ok((*partition, low, high))
         };
         self.partitions.iter().map(end).collect()
@@ -112,7 +113,7 @@ impl Topic {
 
     /// How many records there are.
     pub(crate) fn count(&self) -> Result<u64> {
-        let ends = self.ends()?;
+        let ends = self.ends(LOOK_LIMIT)?;
         Ok(ends
             .iter()
             .map(|(_, low, high)| u64::try_from(high - low).unwrap_or(0))
@@ -123,7 +124,7 @@ impl Topic {
     pub(crate) fn read(&self) -> Result<Vec<Record>> {
         let mut left: Vec<(i32, i64)> = Vec::new();
         let mut assignment = TopicPartitionList::new();
-        for (partition, low, high) in self.ends()? {
+        for (partition, low, high) in self.ends(ANSWER_LIMIT)? {
             if low > 0 {
                 bail!(
                     "partition {partition} of {} does not begin at 0 but at {low}",
@@ -145,7 +146,13 @@ impl Topic {
             let Some(message) = self.consumer.poll(Duration::from_millis(200)) else {
                 continue;
             };
-            let message = message.context("reading the topic failed")?;
+            let message = match message {
+                // Of a broker that was away; the client connects again by itself.
+                Err(KafkaError::MessageConsumption(
+                    RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure,
+                )) => continue,
+                message => message.context("reading the topic failed")?,
+            };
             let headers = message.headers().map(|headers| {
                 let header = |header: rdkafka::message::Header<'_, &[u8]>| {
                     (header.key.to_owned(), header.value.map(<[u8]>::to_vec))
