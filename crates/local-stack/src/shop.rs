@@ -103,7 +103,7 @@ pub const SERVICES: [Service; 6] = [
         first_port: 20,
         database: Some("order_query"),
         emits: &[],
-        consumes: &["events.order", "events.payment"],
+        consumes: &["events.inventory", "events.order", "events.payment"],
     },
     Service {
         name: PAYMENT_SANDBOX,
