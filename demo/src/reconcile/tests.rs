@@ -13,6 +13,7 @@ use envelope::header;
 use prost::Message as _;
 use uuid::Uuid;
 
+use super::journeys;
 use super::views::expected_view;
 use super::*;
 use crate::ledger::{Charge, Refund};
@@ -324,6 +325,13 @@ impl Parts {
             self.views.push(view.clone());
             self.lists.entry(USER.to_owned()).or_default().push(view);
         }
+        for (order_id, events) in journeys::expected(self) {
+            let journey = GetOrderJourneyResponse {
+                events,
+                ..GetOrderJourneyResponse::default()
+            };
+            self.journeys.insert(order_id, journey);
+        }
     }
 }
 
@@ -580,6 +588,26 @@ fn views_that_do_not_fit_are_noticed() {
         let twice = parts.views[0].clone();
         parts.lists.entry(USER.to_owned()).or_default().push(twice);
     });
+}
+
+#[test]
+fn journeys_that_do_not_fit_are_noticed() {
+    let events = |parts: &Parts| parts.journeys["a"].events.len();
+    let parts = parts();
+    // Placed, paid; received; reserved, committed.
+    assert_eq!(events(&parts), 5);
+    let spoils: [fn(&mut GetOrderJourneyResponse); 6] = [
+        |journey| drop(journey.events.pop()),
+        |journey| journey.events.push(journey.events[0].clone()),
+        |journey| journey.events[1].offset += 1,
+        |journey| journey.events[1].trace_id = "other".to_owned(),
+        |journey| journey.events.swap(0, 1),
+        |journey| journey.parked.push(Default::default()),
+    ];
+    for spoil in spoils {
+        broken(|parts| spoil(parts.journeys.get_mut("a").expect("there")));
+    }
+    broken(|parts| drop(parts.journeys.remove("b")));
 }
 
 #[test]
