@@ -407,8 +407,7 @@ mod tests {
             event("order.shipped", 10, 90_012_345, ""),
             event("order.completed", 11, 89_012_345, ""),
         ];
-        let expected = "\
-  time                            after  event            version  place              trace
+        let expected = "  time                            after  event            version  place              trace
   2027-01-15T08:00:00.000000Z            order.placed           1  events.order/3/17  0af7651916cd43dd8448eb211c80319c
   2027-01-15T08:00:00.012345Z  +12.3 ms  order.paid             2  events.order/3/17  not traced
   2027-01-15T08:01:30.012345Z  +1.5 min  order.shipped         10  events.order/3/17  not traced
