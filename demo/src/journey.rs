@@ -1,22 +1,29 @@
-//! `demo order`: where one order and its payments have been, from their rows to the read model.
+//! `demo order`: where one order, its payments, its reservation and its mails have been, from their rows to the read model.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use contracts::catalogue;
 use contracts::shop::order::v1::{Order, OrderStatus};
 use contracts::shop::orderquery::v1::order_query_service_client::OrderQueryServiceClient;
-use contracts::shop::orderquery::v1::{GetOrderViewRequest, OrderView};
+use contracts::shop::orderquery::v1::{
+    GetOrderJourneyRequest, GetOrderJourneyResponse, GetOrderViewRequest, JourneyEvent, OrderView,
+};
 use contracts::shop::payment::v1::{Payment, PaymentStatus};
+use contracts::wire;
 use envelope::header;
 use local_stack::shop::{Addresses, ORDER_QUERY_SVC, SERVICES, events, topics};
-use tonic::Status;
+use tonic::{Request, Status};
 
 use crate::databases::{Databases, EventRow, Mark, OutboxRow};
 use crate::rpc::{call, channel};
 use crate::topic::{Record, Topics};
 use crate::{Where, blocking};
+
+/// How long an instance is waited for: another one may answer.
+const JOURNEY_LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -69,6 +76,7 @@ pub(crate) async fn show(options: Options) -> Result<()> {
             .collect(),
         payments: databases.payments(Some(&id)).await?,
         views: views(&addresses, &order).await?,
+        told: told(&addresses, &order).await?,
         order,
         steps,
     };
@@ -100,6 +108,24 @@ async fn views(addresses: &Addresses, order: &Order) -> Result<Answers> {
     Ok(answers)
 }
 
+/// The journey as the first instance of the read model tells it that answers; nothing when none does.
+async fn told(addresses: &Addresses, order: &Order) -> Result<Option<GetOrderJourneyResponse>> {
+    for url in addresses.service(ORDER_QUERY_SVC)? {
+        let mut client = OrderQueryServiceClient::new(channel(url)?);
+        let mut request = Request::new(GetOrderJourneyRequest {
+            user_id: order.user_id.clone(),
+            order_id: order.order_id.clone(),
+            at_least_version: 0,
+        });
+        request.set_timeout(JOURNEY_LIMIT);
+        let answer = tokio::time::timeout(JOURNEY_LIMIT, client.get_order_journey(request)).await;
+        if let Ok(Ok(journey)) = answer {
+            return Ok(Some(journey.into_inner()));
+        }
+    }
+    Ok(None)
+}
+
 /// An event, and where it has been.
 struct Step {
     topic: &'static str,
@@ -116,6 +142,7 @@ struct Journey {
     /// How far the read model has come.
     marks: Vec<Mark>,
     views: Answers,
+    told: Option<GetOrderJourneyResponse>,
 }
 
 impl Journey {
@@ -159,6 +186,10 @@ impl Journey {
             }
             writeln!(text)?;
         }
+        match &self.told {
+            Some(told) => tell(&mut text, told)?,
+            None => writeln!(text, "\nno instance of the read model tells of its journey")?,
+        }
         for step in &self.steps {
             self.step(&mut text, step)?;
         }
@@ -168,10 +199,11 @@ impl Journey {
                 Ok(view) => {
                     writeln!(
                         text,
-                        "  answer     {}, version {}, {} payments ({url})",
+                        "  answer     {}, version {}, {} payments{} ({url})",
                         status(view.status()),
                         view.version,
-                        view.payments.len()
+                        view.payments.len(),
+                        if view.parked { ", PARKED" } else { "" }
                     )?;
                 }
                 Err(refusal) => writeln!(
@@ -247,6 +279,97 @@ impl Journey {
     }
 }
 
+/// The read model's part: reservation, mails, every event in a table, and what is parked.
+fn tell(text: &mut String, told: &GetOrderJourneyResponse) -> Result<()> {
+    match &told.reservation {
+        Some(reservation) => {
+            let status = reservation.status().as_str_name();
+            let status = status.trim_start_matches("RESERVATION_STATUS_");
+            writeln!(text, "  stock      {status}, version {}", reservation.version)?;
+        }
+        None => writeln!(text, "  stock      nothing heard")?,
+    }
+    for mail in &told.mails {
+        let template = mail.template().as_str_name().trim_start_matches("TEMPLATE_");
+        writeln!(
+            text,
+            "  mail       {template}, sent {}",
+            moment(wire::time(mail.sent_at.as_ref()))
+        )?;
+    }
+    writeln!(text, "\njourney")?;
+    text.push_str(&table(&told.events));
+    if told.more_events {
+        writeln!(text, "  … and more")?;
+    }
+    for record in &told.parked {
+        let what = match record.event_type.as_str() {
+            "" => "a record that cannot be read",
+            event_type => event_type,
+        };
+        writeln!(
+            text,
+            "  PARKED     {what} at {}/{}/{} since {}: {} (order-query-svc dlt list)",
+            record.topic,
+            record.partition,
+            record.offset,
+            moment(wire::time(record.parked_at.as_ref())),
+            record.error_kind
+        )?;
+    }
+    Ok(())
+}
+
+/// Every event in a line: when it was, how long after the one before, what, where, and in which trace.
+fn table(events: &[JourneyEvent]) -> String {
+    let mut lines = vec![["time", "after", "event", "version", "place", "trace"].map(str::to_owned)];
+    let mut before = None;
+    for event in events {
+        let at = wire::time(event.occurred_at.as_ref());
+        let after = at.zip(before).map(|(at, before)| at - before);
+        before = at.or(before);
+        let trace = match event.trace_id.as_str() {
+            "" => "not traced",
+            id => id,
+        };
+        lines.push([
+            moment(at),
+            after.map_or_else(String::new, delta),
+            event.event_type.clone(),
+            event.version.to_string(),
+            format!("{}/{}/{}", event.topic, event.partition, event.offset),
+            trace.to_owned(),
+        ]);
+    }
+    let width = |column: usize| {
+        let cells = lines.iter().map(|line| line[column].chars().count());
+        cells.max().unwrap_or(0)
+    };
+    let widths = [0, 1, 2, 3, 4, 5].map(width);
+    let mut text = String::new();
+    for [time, after, event, version, place, trace] in &lines {
+        let [w0, w1, w2, w3, w4, _] = widths;
+        text.push_str(&format!(
+            "  {time:<w0$}  {after:>w1$}  {event:<w2$}  {version:>w3$}  {place:<w4$}  {trace}\n"
+        ));
+    }
+    text
+}
+
+/// From one event to the next, as short as it can be read.
+fn delta(time: TimeDelta) -> String {
+    let ms = time.num_microseconds().unwrap_or(i64::MAX) as f64 / 1e3;
+    match ms.abs() {
+        short if short < 1_000.0 => format!("{ms:+.1} ms"),
+        long if long < 60_000.0 => format!("{:+.2} s", ms / 1e3),
+        _ => format!("{:+.1} min", ms / 60e3),
+    }
+}
+
+fn moment(time: Option<DateTime<Utc>>) -> String {
+    time.map_or_else(String::new, |time| self::time(time.timestamp_micros()))
+}
+
 fn status(status: OrderStatus) -> &'static str {
     status.as_str_name().trim_start_matches("ORDER_STATUS_")
 }
@@ -259,4 +382,37 @@ fn time(microseconds: i64) -> String {
     DateTime::<Utc>::from_timestamp_micros(microseconds).map_or_else(String::new, |time| {
         time.to_rfc3339_opts(SecondsFormat::Micros, true)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journey_is_an_easy_table() {
+        let event = |event_type: &str, version, microseconds: i64, trace_id: &str| JourneyEvent {
+            event_type: event_type.to_owned(),
+            version,
+            occurred_at: DateTime::from_timestamp_micros(1_800_000_000_000_000 + microseconds)
+                .map(wire::timestamp),
+            topic: "events.order".to_owned(),
+            partition: 3,
+            offset: 17,
+            trace_id: trace_id.to_owned(),
+            ..JourneyEvent::default()
+        };
+        let events = [
+            event("order.placed", 1, 0, "0af7651916cd43dd8448eb211c80319c"),
+            event("order.paid", 2, 12_345, ""),
+            event("order.shipped", 10, 90_012_345, ""),
+            event("order.completed", 11, 89_012_345, ""),
+        ];
+        let expected = "  time                            after  event            version  place              trace
+  2027-01-15T08:00:00.000000Z            order.placed           1  events.order/3/17  0af7651916cd43dd8448eb211c80319c
+  2027-01-15T08:00:00.012345Z  +12.3 ms  order.paid             2  events.order/3/17  not traced
+  2027-01-15T08:01:30.012345Z  +1.5 min  order.shipped         10  events.order/3/17  not traced
+  2027-01-15T08:01:29.012345Z   -1.00 s  order.completed       11  events.order/3/17  not traced
+";
+        assert_eq!(table(&events), expected);
+    }
 }

@@ -44,7 +44,7 @@ struct Cli {
 enum Command {
     /// Places and pays orders, waits until everything has come to its end, and reconciles
     Run(run::Options),
-    /// Shows one order's journey
+    /// Shows one order and the whole journey of its events
     Order(journey::Options),
     /// Looks for card data in everything that a run has left
     Scan(scan::Options),

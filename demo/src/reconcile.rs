@@ -1,6 +1,7 @@
 //! Compares the parts with each other. Pure: what was read comes in, figures and differences go out.
 
 mod analytics;
+mod journeys;
 mod mails;
 mod orders;
 mod payments;
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 use contracts::shop::inventory::v1::Stock;
 use contracts::shop::order::events::v1::CancelledBy;
 use contracts::shop::order::v1::{Order, OrderStatus};
-use contracts::shop::orderquery::v1::OrderView;
+use contracts::shop::orderquery::v1::{GetOrderJourneyResponse, OrderView};
 use contracts::shop::payment::v1::{Payment, PaymentStatus};
 use contracts::shop::user::v1::User;
 use local_stack::measure::Figures;
@@ -76,6 +77,8 @@ pub(crate) struct Parts {
     pub(crate) answers: Vec<Payment>,
     /// GetOrderView's answers.
     pub(crate) views: Vec<OrderView>,
+    /// GetOrderJourney's answers, by order.
+    pub(crate) journeys: BTreeMap<String, GetOrderJourneyResponse>,
     /// ListOrders' answers, page after page, by user.
     pub(crate) lists: BTreeMap<String, Vec<OrderView>>,
     /// How far the read model has come with each entity, and when.
@@ -136,6 +139,7 @@ pub(crate) fn reconcile(parts: &Parts, mut problems: Vec<String>) -> (Figures, V
             parts.orders.len()
         ));
     }
+    journeys::compare(parts, &mut problems);
     let to_kafka = ascending(kafka.latencies);
     let to_view = ascending(views::latencies(parts));
     let cancelled = |order: &&Order| order.status() == OrderStatus::Cancelled;

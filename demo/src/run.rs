@@ -10,7 +10,9 @@ use anyhow::{Context, Result, bail};
 use contracts::shop::analytics::v1::GetSalesSummaryRequest;
 use contracts::shop::inventory::v1::Stock;
 use contracts::shop::order::v1::Order;
-use contracts::shop::orderquery::v1::{GetOrderViewRequest, ListOrdersRequest, OrderView};
+use contracts::shop::orderquery::v1::{
+    GetOrderJourneyRequest, GetOrderJourneyResponse, GetOrderViewRequest, ListOrdersRequest, OrderView,
+};
 use contracts::shop::payment::v1::Payment;
 use contracts::shop::user::v1::User;
 use contracts::wire::time;
@@ -122,6 +124,7 @@ async fn read_everything(
         .map(|order| (order.order_id.as_str(), order.version))
         .collect();
     let (views, mut problems) = ask_for_views(clients, &told.orders, &versions).await?;
+    let (journeys, journey_problems) = ask_for_journeys(clients, &told.orders).await?;
     let (lists, list_problems) = ask_for_lists(clients, users).await?;
     let (answers, payment_problems) = ask_for_payments(clients, &told.orders).await?;
     let (stock_answers, stock_problems) = ask_for_stock(clients, told.stocked.keys()).await?;
@@ -131,6 +134,7 @@ async fn read_everything(
     problems.extend(user_problems);
     problems.extend(summary_problems);
     problems.extend(stock_problems);
+    problems.extend(journey_problems);
     problems.extend(list_problems);
     problems.extend(payment_problems);
     problems.extend(databases.parked().await?);
@@ -169,6 +173,7 @@ async fn read_everything(
         ledger: Ledger::read(&addresses.sandbox).await?,
         answers,
         views,
+        journeys: journeys.into_iter().collect(),
         lists,
         view_marks: databases.marks("order_query").await?,
     };
@@ -204,6 +209,33 @@ async fn ask_for_views(
     let views = answers.into_iter().map(|answer| answer.order);
     let views = views.collect::<Option<_>>();
     Ok((views.context("GetOrderView answered without an order")?, problems))
+}
+
+/// GetOrderJourney of every order: all of it is in the read model by now.
+async fn ask_for_journeys(
+    clients: &Clients,
+    orders: &[ToldOrder],
+) -> Result<(Vec<(String, GetOrderJourneyResponse)>, Vec<String>)> {
+    let requests = orders.iter().map(|told| GetOrderJourneyRequest {
+        user_id: told.placed.user_id.clone(),
+        order_id: told.placed.order_id.clone(),
+        at_least_version: told.placed.version,
+    });
+    ask_for_all(requests, |request| {
+        let clients = clients.clone();
+        async move {
+            let order_id = request.order_id.clone();
+            let answer = call(request, |request| {
+                let mut client = clients.views();
+                async move { client.get_order_journey(request).await }
+            });
+            let answer = answer.await;
+            answer
+                .map(|journey| (order_id, journey))
+                .map_err(|status| format!("GetOrderJourney answered {status:?}"))
+        }
+    })
+    .await
 }
 
 /// GetPayment of every payment that clients were told of.

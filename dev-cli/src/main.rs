@@ -45,7 +45,7 @@ enum Command {
     Down,
     /// Shows the log of a process that `up` started
     Logs(local::LogsOptions),
-    /// Shows one order's journey: row, payments, events, outbox, Kafka, read model, trace
+    /// Shows one order: its row, payments, stock and mails, the whole journey of its events, and what is parked
     Order {
         /// The order's id, as PlaceOrder returned it
         id: String,

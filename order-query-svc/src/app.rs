@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use consumer::Parking;
 use futures::Stream;
 use futures::stream::unfold;
 use service::db::{Db, DbError};
@@ -11,6 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::domain::journey::Journey;
 use crate::domain::{Reached, Status, View};
 use crate::store::{self, Position};
 use crate::waits::{Full, Waiter, Waits};
@@ -42,6 +44,7 @@ pub enum QueryError {
 #[derive(Debug, Clone)]
 pub struct Queries {
     db: Db,
+    parking: Parking,
     waits: Arc<Waits>,
     shutdown: CancellationToken,
 }
@@ -54,8 +57,13 @@ pub struct Page {
 }
 
 impl Queries {
-    pub fn new(db: Db, waits: Arc<Waits>, shutdown: CancellationToken) -> Self {
-        Self { db, waits, shutdown }
+    pub fn new(db: Db, parking: Parking, waits: Arc<Waits>, shutdown: CancellationToken) -> Self {
+        Self {
+            db,
+            parking,
+            waits,
+            shutdown,
+        }
     }
 
     /// A user's order, once its view has reached `at_least_version`; as it is when that is 0.
@@ -70,7 +78,7 @@ impl Queries {
         at_least_version: i64,
         deadline: Deadline,
     ) -> Result<View, QueryError> {
-        let read = async || store::get(&self.db, deadline, user_id, order_id).await;
+        let read = async || self.read(user_id, order_id, deadline).await;
         let enough = |view: &View| view.order.version >= at_least_version;
         let give_up = deadline.at() - MARGIN.min(deadline.remaining() / 10);
         match read().await? {
@@ -98,6 +106,26 @@ impl Queries {
         }
     }
 
+    async fn read(&self, user_id: Uuid, order_id: Uuid, deadline: Deadline) -> Result<Option<View>, DbError> {
+        store::get(&self.db, &self.parking, deadline, user_id, order_id).await
+    }
+
+    /// All that happened to a user's order, once its view has reached `at_least_version`. What comes by other topics than the order's
+    /// own may be ahead of that or behind it.
+    ///
+    /// # Errors
+    /// As [`view`](Self::view): until its placing has come nobody knows whose it is, so there is no journey either.
+    pub async fn journey(
+        &self,
+        user_id: Uuid,
+        order_id: Uuid,
+        at_least_version: i64,
+        deadline: Deadline,
+    ) -> Result<Journey, QueryError> {
+        self.view(user_id, order_id, at_least_version, deadline).await?;
+        Ok(store::journey(&self.db, &self.parking, deadline, order_id).await?)
+    }
+
     /// A page of a user's orders, newest first.
     ///
     /// # Errors
@@ -112,7 +140,8 @@ impl Queries {
     ) -> Result<Page, QueryError> {
         // One more tells whether there is a next page.
         let limit = page_size.saturating_add(1);
-        let mut orders = store::list(&self.db, deadline, user_id, status, after, limit).await?;
+        let mut orders =
+            store::list(&self.db, &self.parking, deadline, user_id, status, after, limit).await?;
         let more = orders.len() > usize::from(page_size);
         orders.truncate(usize::from(page_size));
         let next = orders
@@ -122,9 +151,9 @@ impl Queries {
         Ok(Page { orders, next })
     }
 
-    /// A user's order now and whenever it or a payment of it has changed, until nothing more is expected of it: it is delivered, or it
-    /// is cancelled and none of its money is with us. A reader that is slow gets the latest state, not each one between; nothing is
-    /// read from the database ahead of it.
+    /// A user's order now and whenever it or a payment of it has changed, or it has been parked or is so no longer, until nothing more is
+    /// expected of it: it is delivered, or it is cancelled and none of its money is with us. A reader that is slow gets the latest state,
+    /// not each one between; nothing is read from the database ahead of it.
     ///
     /// # Errors
     /// When there is no such order. The stream itself ends with [`QueryError::Stopping`] when this replica stops, and with
@@ -136,7 +165,8 @@ impl Queries {
         deadline: Deadline,
     ) -> Result<impl Stream<Item = Result<View, QueryError>> + Send + 'static, QueryError> {
         let waiter = self.waits.enter(order_id)?;
-        let view = store::get(&self.db, deadline, user_id, order_id)
+        let view = self
+            .read(user_id, order_id, deadline)
             .await?
             .ok_or(QueryError::NotFound)?;
         let watch = Watch {
@@ -193,7 +223,7 @@ impl Watch {
             loop {
                 self.waiter.beyond(seen).await;
                 let deadline = Deadline::after(STREAM_READ);
-                let read = store::get(&self.queries.db, deadline, self.user_id, self.order_id).await;
+                let read = self.queries.read(self.user_id, self.order_id, deadline).await;
                 match read? {
                     Some(view) if view.reached().is_beyond(seen) => return Ok(view),
                     Some(_) => sleep(AGAIN).await,

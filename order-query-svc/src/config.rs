@@ -6,9 +6,11 @@ use service::config::{Admin, Database, Grpc, Instance, Log, Reader, Reported, Te
 pub const PREFIX: &str = "ORDER_QUERY_SVC_";
 
 /// The topics that are read, by their keys in `[consumer]`.
-const TOPICS: [(&str, &str); 2] = [
+const TOPICS: [(&str, &str); 4] = [
     ("order_topic", contracts::topics::ORDER),
     ("payment_topic", contracts::topics::PAYMENT),
+    ("inventory_topic", contracts::topics::INVENTORY),
+    ("notification_topic", contracts::topics::NOTIFICATION),
 ];
 
 /// Everything, checked.
@@ -71,7 +73,13 @@ mod tests {
         assert_eq!(config.projection.group, "order-query-svc");
         assert_eq!(
             config.projection.topics,
-            ["events.order", "events.payment"].map(Topic::from_beginning)
+            [
+                "events.order",
+                "events.payment",
+                "events.inventory",
+                "events.notification"
+            ]
+            .map(Topic::from_beginning)
         );
         assert_eq!(config.projection.instance, None);
     }

@@ -3,6 +3,8 @@
 //! The events were decided by order-svc and payment-svc, which own the rules; here they are only folded. The two come by different
 //! topics, so what they say is kept apart: either may be ahead of the other.
 
+pub mod journey;
+
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -68,6 +70,8 @@ pub struct View {
     pub order: OrderView,
     /// Oldest first.
     pub payments: Vec<Payment>,
+    /// Records about it wait for an operator, so it may be behind.
+    pub is_parked: bool,
 }
 
 impl View {
@@ -76,6 +80,7 @@ impl View {
         Reached {
             order: self.order.version,
             payments: self.payments.iter().map(|payment| payment.version).sum(),
+            parked: Some(self.is_parked),
         }
     }
 
@@ -99,27 +104,32 @@ impl View {
     }
 }
 
-/// How far a view has come, by source. None of these ever goes back.
+/// How far a view has come, by source; versions never go back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reached {
     /// The version of the order.
     pub order: i64,
     /// The sum of the versions of its payments.
     pub payments: i64,
+    /// Whether it is parked; `None` where that was not asked.
+    pub parked: Option<bool>,
 }
 
 impl Reached {
-    /// Whether it is further than `other` by any source.
+    /// Whether it is further than `other` by any source, or is parked otherwise.
     pub fn is_beyond(self, other: Self) -> bool {
-        self.order > other.order || self.payments > other.payments
+        self.order > other.order
+            || self.payments > other.payments
+            || self.parked.is_some_and(|parked| other.parked != Some(parked))
     }
 
-    /// The further one, source by source.
+    /// After `now` was heard: the further one, source by source, and parked or not as it is now.
     #[must_use]
-    pub fn max(self, other: Self) -> Self {
+    pub fn then(self, now: Self) -> Self {
         Self {
-            order: self.order.max(other.order),
-            payments: self.payments.max(other.payments),
+            order: self.order.max(now.order),
+            payments: self.payments.max(now.payments),
+            parked: now.parked.or(self.parked),
         }
     }
 }
@@ -371,7 +381,12 @@ mod tests {
     }
 
     fn is_final(order: OrderView, payments: Vec<Payment>) -> bool {
-        View { order, payments }.is_final()
+        View {
+            order,
+            payments,
+            is_parked: false,
+        }
+        .is_final()
     }
 
     fn fold(changes: impl IntoIterator<Item = Change>) -> Result<OrderView, ApplyError> {
@@ -553,14 +568,33 @@ mod tests {
             View {
                 order,
                 payments: payments.iter().map(of_version).collect(),
+                is_parked: false,
             }
             .reached()
         };
         let before = view(1, &[1]);
         for after in [view(2, &[1]), view(1, &[2]), view(1, &[1, 1])] {
             assert!(after.is_beyond(before) && !before.is_beyond(after));
-            assert_eq!(before.max(after), after);
+            assert_eq!(before.then(after), after);
         }
         assert!(!before.is_beyond(before));
+    }
+
+    #[test]
+    fn parking_and_its_end_are_news_to_whoever_asked() {
+        let at = |order, parked| Reached {
+            order,
+            parked,
+            ..Reached::default()
+        };
+        let (parked, free, unasked) = (at(1, Some(true)), at(1, Some(false)), at(1, None));
+        for (now, seen) in [(parked, free), (free, parked), (parked, unasked)] {
+            assert!(now.is_beyond(seen));
+            assert_eq!(seen.then(now), now);
+        }
+        for (now, seen) in [(parked, parked), (unasked, parked), (unasked, free)] {
+            assert!(!now.is_beyond(seen));
+            assert_eq!(seen.then(now), seen, "it is known still");
+        }
     }
 }

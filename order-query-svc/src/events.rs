@@ -1,14 +1,19 @@
-//! From records of `events.order` and `events.payment` to what the domain knows.
+//! From records of `events.order`, `events.payment`, `events.inventory` and `events.notification` to what the domain knows.
 
 use consumer::Record;
-use contracts::catalogue::{order as types, payment as payment_types};
+use contracts::catalogue::{
+    inventory as reservation_types, notification as mail_types, order as types, payment as payment_types,
+};
 use contracts::shop::common::v1::Money;
+use contracts::shop::inventory::events::v1 as inventory_wire;
+use contracts::shop::notification::events::v1 as mail_wire;
 use contracts::shop::order::events::v1 as wire;
 use contracts::shop::payment::events::v1 as payment_wire;
 use contracts::wire::time;
 use prost::Message;
 use uuid::Uuid;
 
+use crate::domain::journey::ReservationStatus;
 use crate::domain::{Change, Event, Failure, Item, Payment, PaymentStatus, Placed, Shipment};
 
 /// The only major version of the payloads so far.
@@ -19,8 +24,32 @@ const SCHEMA_VERSION: i32 = 1;
 pub enum Told {
     Order(Event),
     Payment(Payment),
-    /// Something about a payment that came into the world after this code.
-    Nothing,
+    /// What became of the stock for an order.
+    Reservation {
+        order_id: Uuid,
+    },
+    /// A mail about an order was sent.
+    Mail {
+        order_id: Uuid,
+        /// The number that notification-svc gave, passed on as it is.
+        template: i32,
+    },
+    /// Something that came into the world after this code. Whose it is its correlation id says.
+    Other {
+        order_id: Option<Uuid>,
+    },
+}
+
+impl Told {
+    /// The order that it is about.
+    pub(crate) fn order_id(&self) -> Option<Uuid> {
+        match self {
+            Self::Order(event) => Some(event.order_id),
+            Self::Payment(payment) => Some(payment.order_id),
+            Self::Reservation { order_id } | Self::Mail { order_id, .. } => Some(*order_id),
+            Self::Other { order_id } => *order_id,
+        }
+    }
 }
 
 /// Why a record tells nothing that can be understood.
@@ -50,12 +79,60 @@ pub(crate) fn parse(record: &Record) -> Result<Told, EventError> {
     if known && envelope.schema_version != SCHEMA_VERSION {
         return Err(EventError::SchemaVersion(envelope.schema_version));
     }
-    let id = Uuid::try_parse(&envelope.entity_id).map_err(|_| EventError::EntityId)?;
+    let id = entity_id(record)?;
+    let other = || Told::Other {
+        order_id: envelope.correlation_id,
+    };
     match envelope.entity_type.as_str() {
         types::ENTITY_TYPE => Ok(Told::Order(order(record, id)?)),
-        payment_types::ENTITY_TYPE => Ok(payment(record, id)?.map_or(Told::Nothing, Told::Payment)),
+        payment_types::ENTITY_TYPE => Ok(payment(record, id)?.map_or_else(other, Told::Payment)),
+        reservation_types::ENTITY_TYPE => reservation(record, id),
+        mail_types::ENTITY_TYPE => Ok(mail(record)?.unwrap_or_else(other)),
         _ => Err(EventError::Entity),
     }
+}
+
+/// The entity of a record, which has a UUID in this shop.
+pub(crate) fn entity_id(record: &Record) -> Result<Uuid, EventError> {
+    Uuid::try_parse(&record.envelope.entity_id).map_err(|_| EventError::EntityId)
+}
+
+/// What became of the stock for an order; types that are not in the catalogue are of the order as well. No more of the payload is kept
+/// than its type says, but it has to be one.
+fn reservation(record: &Record, order_id: Uuid) -> Result<Told, EventError> {
+    use inventory_wire::{InventoryCommitted, InventoryRejected, InventoryReleased, InventoryReserved};
+    let payload = record.payload.as_slice();
+    match record.envelope.event_type.as_str() {
+        reservation_types::RESERVED => drop(InventoryReserved::decode(payload)?),
+        reservation_types::REJECTED => drop(InventoryRejected::decode(payload)?),
+        reservation_types::RELEASED => drop(InventoryReleased::decode(payload)?),
+        reservation_types::COMMITTED => drop(InventoryCommitted::decode(payload)?),
+        _ => {}
+    }
+    Ok(Told::Reservation { order_id })
+}
+
+/// How it is with the stock for an order after an event of this type; nothing when it is of another kind, or not in the catalogue.
+pub(crate) fn reservation_status(event_type: &str) -> Option<ReservationStatus> {
+    match event_type {
+        reservation_types::RESERVED => Some(ReservationStatus::Reserved),
+        reservation_types::REJECTED => Some(ReservationStatus::Rejected),
+        reservation_types::RELEASED => Some(ReservationStatus::Released),
+        reservation_types::COMMITTED => Some(ReservationStatus::Committed),
+        _ => None,
+    }
+}
+
+/// A mail that was sent; nothing when the event is not in the catalogue.
+fn mail(record: &Record) -> Result<Option<Told>, EventError> {
+    if record.envelope.event_type != mail_types::SENT {
+        return Ok(None);
+    }
+    let event = mail_wire::NotificationSent::decode(record.payload.as_slice())?;
+    Ok(Some(Told::Mail {
+        order_id: uuid("order_id", &event.order_id)?,
+        template: event.template,
+    }))
 }
 
 /// An event of an order. Types that are not in the catalogue become [`Change::Unknown`].

@@ -14,8 +14,10 @@ use service::deadline::Deadline;
 use service::status::{Domain, RETRY_DELAY};
 use service::validate::Fields;
 use tonic::{Code, Request, Response, Status};
+use uuid::Uuid;
 
 use crate::app::{Queries, QueryError};
+use crate::domain::journey::{Journey, ParkedRecord, Reservation, ReservationStatus, Step};
 use crate::domain::{self, Payment, PaymentStatus, View};
 use crate::page;
 
@@ -57,12 +59,8 @@ impl OrderQueryService for OrderQueries {
             at_least_version,
         } = request.get_ref();
         let mut fields = Fields::new();
-        let user_id = fields.uuid("user_id", user_id);
-        let order_id = fields.uuid("order_id", order_id);
-        if *at_least_version < 0 {
-            let _ = fields.reject::<()>("at_least_version", "must not be negative");
-        }
-        let (user_id, order_id) = fields.finish(DOMAIN, user_id.zip(order_id))?;
+        let whose = order_of_user(&mut fields, user_id, order_id, *at_least_version);
+        let (user_id, order_id) = fields.finish(DOMAIN, whose)?;
         let view = self
             .queries
             .view(user_id, order_id, *at_least_version, deadline)
@@ -70,6 +68,26 @@ impl OrderQueryService for OrderQueries {
         Ok(Response::new(wire::GetOrderViewResponse {
             order: Some(view.into()),
         }))
+    }
+
+    async fn get_order_journey(
+        &self,
+        request: Request<wire::GetOrderJourneyRequest>,
+    ) -> Result<Response<wire::GetOrderJourneyResponse>, Status> {
+        let deadline = Deadline::of(&request, self.max_deadline);
+        let wire::GetOrderJourneyRequest {
+            user_id,
+            order_id,
+            at_least_version,
+        } = request.get_ref();
+        let mut fields = Fields::new();
+        let whose = order_of_user(&mut fields, user_id, order_id, *at_least_version);
+        let (user_id, order_id) = fields.finish(DOMAIN, whose)?;
+        let journey = self
+            .queries
+            .journey(user_id, order_id, *at_least_version, deadline)
+            .await?;
+        Ok(Response::new(journey.into()))
     }
 
     async fn list_orders(
@@ -132,6 +150,21 @@ impl OrderQueryService for OrderQueries {
     }
 }
 
+/// What the queries for one order have in common.
+fn order_of_user(
+    fields: &mut Fields,
+    user_id: &str,
+    order_id: &str,
+    at_least_version: i64,
+) -> Option<(Uuid, Uuid)> {
+    let user_id = fields.uuid("user_id", user_id);
+    let order_id = fields.uuid("order_id", order_id);
+    if at_least_version < 0 {
+        let _ = fields.reject::<()>("at_least_version", "must not be negative");
+    }
+    user_id.zip(order_id)
+}
+
 impl From<QueryError> for Status {
     fn from(error: QueryError) -> Self {
         let message = error.to_string();
@@ -160,6 +193,7 @@ impl From<View> for wire::OrderView {
         View {
             order: view,
             payments,
+            is_parked,
         }: View,
     ) -> Self {
         Self {
@@ -187,6 +221,7 @@ impl From<View> for wire::OrderView {
             tracking_number: view.tracking_number,
             carrier: view.carrier,
             payments: payments.into_iter().map(Into::into).collect(),
+            parked: is_parked,
         }
     }
 }
@@ -213,6 +248,71 @@ impl From<Payment> for wire::PaymentView {
             }),
             version: view.version,
             updated_at: Some(timestamp(view.updated_at)),
+        }
+    }
+}
+
+impl From<Journey> for wire::GetOrderJourneyResponse {
+    fn from(mut journey: Journey) -> Self {
+        let mail = |(template, step): (i32, &Step)| wire::MailView {
+            template,
+            answers_event_id: step.entity_id.to_string(),
+            sent_at: Some(timestamp(step.occurred_at)),
+        };
+        Self {
+            reservation: journey.reservation().map(Into::into),
+            mails: journey.mails().map(mail).collect(),
+            more_events: journey.is_cut,
+            parked: std::mem::take(&mut journey.parked)
+                .into_iter()
+                .map(Into::into)
+                .collect(),
+            events: journey.into_steps().into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<Step> for wire::JourneyEvent {
+    fn from(step: Step) -> Self {
+        Self {
+            event_id: step.event_id.to_string(),
+            event_type: step.event_type,
+            entity_id: step.entity_id.to_string(),
+            version: step.version,
+            occurred_at: Some(timestamp(step.occurred_at)),
+            topic: step.topic,
+            partition: step.partition,
+            offset: step.offset,
+            trace_id: step.trace_id.unwrap_or_default(),
+        }
+    }
+}
+
+impl From<Reservation> for wire::ReservationView {
+    fn from(reservation: Reservation) -> Self {
+        let status = match reservation.status {
+            ReservationStatus::Reserved => wire::ReservationStatus::Reserved,
+            ReservationStatus::Rejected => wire::ReservationStatus::Rejected,
+            ReservationStatus::Released => wire::ReservationStatus::Released,
+            ReservationStatus::Committed => wire::ReservationStatus::Committed,
+        };
+        Self {
+            status: status.into(),
+            version: reservation.version,
+            updated_at: Some(timestamp(reservation.updated_at)),
+        }
+    }
+}
+
+impl From<ParkedRecord> for wire::ParkedRecord {
+    fn from(record: ParkedRecord) -> Self {
+        Self {
+            topic: record.topic,
+            partition: record.partition,
+            offset: record.offset,
+            event_type: record.event_type.unwrap_or_default(),
+            error_kind: record.error_kind,
+            parked_at: Some(timestamp(record.parked_at)),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! order-query-svc: the read model of orders.
 //!
-//! Events of `events.order` and `events.payment` are applied to the tables `order_views` and `order_payments` ([`projection`], on the
-//! crate `consumer`), and queries are answered from them ([`grpc`], [`app`]). Replicas share the database and divide the partitions among them; any of them answers any
+//! Events of `events.order`, `events.payment`, `events.inventory` and `events.notification` are applied to the tables `order_views`,
+//! `order_payments` and `order_journey` ([`projection`], on the crate `consumer`), and queries are answered from them ([`grpc`], [`app`]). Replicas share the database and divide the partitions among them; any of them answers any
 //! query, also one that waits for what another replica applies ([`waits`]).
 
 pub mod app;
@@ -20,7 +20,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consumer::Consumer;
+use consumer::{Consumer, Parking};
 use contracts::shop::orderquery::v1::order_query_service_server::OrderQueryServiceServer;
 use prometheus::IntGauge;
 use service::admin::{AdminServer, Readiness};
@@ -127,7 +127,13 @@ impl App {
         }
         tracing::info!(grpc = %grpc.local_addr(), admin = %admin.local_addr(), "listening");
         let mut supervisor = Supervisor::new(shutdown);
-        let queries = Queries::new(db.clone(), Arc::clone(&waits), supervisor.shutdown());
+        let parking = Parking::of(&config.projection);
+        let queries = Queries::new(
+            db.clone(),
+            parking.clone(),
+            Arc::clone(&waits),
+            supervisor.shutdown(),
+        );
         let service = OrderQueryServiceServer::new(OrderQueries::new(queries, config.grpc.max_deadline))
             .max_decoding_message_size(config.grpc.max_request_bytes)
             .max_encoding_message_size(config.grpc.max_response_bytes);
@@ -144,7 +150,7 @@ impl App {
             subscription::watch(status, readiness.check("projection")),
         );
         supervisor.spawn_background("waiting gauge", count(Arc::clone(&waits), waiting));
-        supervisor.spawn_background("waits", waits.poll(db));
+        supervisor.spawn_background("waits", waits.poll(db, parking));
         supervisor.spawn("projection", consumer.run(supervisor.shutdown()));
         supervisor.spawn("grpc", grpc.serve(supervisor.shutdown()));
         let serving = config.grpc.shutdown_wait + config.grpc.drain;

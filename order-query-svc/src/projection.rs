@@ -12,7 +12,7 @@ use crate::events::{self, Told};
 use crate::store::{self, Paying};
 use crate::waits::Waits;
 
-/// Keeps `order_views` and `order_payments`, and wakes those who wait for an order here.
+/// Keeps `order_views`, `order_payments` and `order_journey`, and wakes those who wait for an order here.
 #[derive(Debug)]
 pub struct Projection {
     waits: Arc<Waits>,
@@ -33,7 +33,8 @@ impl Handler for Projection {
         Ok(events::parse(record)?)
     }
 
-    /// Nothing is read: one write of orders that are new, one of those that go on, and one of payments, per batch.
+    /// Nothing is read: one write of orders that are new, one of those that go on, one of payments, and one of where all of them were,
+    /// per batch.
     async fn apply(
         &self,
         connection: &mut AsyncPgConnection,
@@ -57,7 +58,7 @@ impl Handler for Projection {
                     });
                     paying.payment = payment;
                 }
-                Told::Nothing => {}
+                Told::Reservation { .. } | Told::Mail { .. } | Told::Other { .. } => {}
             }
         }
         let mut reached: Vec<(Uuid, i64)> = Vec::with_capacity(stories.len());
@@ -84,13 +85,18 @@ impl Handler for Projection {
             return Err(HandlerError::permanent(positions[unknown], ApplyError::NotPlaced));
         }
         store::save_payments(connection, &payments).await?;
+        store::go_along(connection, batch).await?;
         Ok(reached)
     }
 
     fn committed(&self, _: &[Incoming<'_, Told>], orders: Self::Effect) {
         for (order_id, order) in orders {
-            let payments = 0; // Not known here: that takes all of its payments, whoever applied them.
-            self.waits.reached(order_id, Reached { order, payments });
+            // The rest is not known here: that takes all of its payments, whoever applied them.
+            let reached = Reached {
+                order,
+                ..Reached::default()
+            };
+            self.waits.reached(order_id, reached);
         }
     }
 }

@@ -1,9 +1,10 @@
 //! The views in PostgreSQL. Nothing else here names the schema.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write as _;
 
 use chrono::{DateTime, Utc};
+use consumer::{Incoming, Parking};
 use diesel::QueryResult;
 use diesel::deserialize::{self, FromSql, FromSqlRow};
 use diesel::expression::AsExpression;
@@ -20,7 +21,14 @@ use service::db::{BoxFuture, Db, DbError};
 use service::deadline::Deadline;
 use uuid::Uuid;
 
+use crate::domain::journey::{Journey, ParkedRecord, Step, Tells};
 use crate::domain::{Failure, Item, Moves, OrderView, Payment, PaymentStatus, Reached, Status, View};
+use crate::events::{self, Told};
+
+/// Of one journey. An order has about ten; only failed payments can be many.
+const MOST_STEPS: i64 = 1_000;
+/// Parked records that a journey tells of.
+const MOST_PARKED: usize = 100;
 
 diesel::table! {
     order_views (order_id) {
@@ -55,6 +63,22 @@ diesel::table! {
         version -> BigInt,
         first_event_at -> Timestamptz,
         updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    order_journey (order_id, event_id) {
+        order_id -> Uuid,
+        event_id -> Uuid,
+        entity_id -> Uuid,
+        version -> BigInt,
+        occurred_at -> Timestamptz,
+        kafka_offset -> BigInt,
+        partition -> Integer,
+        template -> Nullable<Integer>,
+        topic -> Text,
+        event_type -> Text,
+        trace_id -> Nullable<Text>,
     }
 }
 
@@ -96,6 +120,21 @@ struct PaymentRow {
     version: i64,
     first_event_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, Queryable, Selectable)]
+#[diesel(table_name = order_journey, check_for_backend(Pg))]
+struct StepRow {
+    event_id: Uuid,
+    entity_id: Uuid,
+    version: i64,
+    occurred_at: DateTime<Utc>,
+    kafka_offset: i64,
+    partition: i32,
+    template: Option<i32>,
+    topic: String,
+    event_type: String,
+    trace_id: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -268,6 +307,49 @@ pub(crate) async fn save_payments(
     Ok(())
 }
 
+/// Writes where the events of a batch were read, whichever order they are about.
+pub(crate) async fn go_along(
+    connection: &mut AsyncPgConnection,
+    batch: &[Incoming<'_, Told>],
+) -> QueryResult<()> {
+    use sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz, Uuid};
+    let mut steps = Vec::with_capacity(batch.len());
+    for Incoming { record, event } in batch {
+        if let Some(order_id) = event.order_id() {
+            let template = match event {
+                Told::Mail { template, .. } => Some(*template),
+                _ => None,
+            };
+            // It was one when the event was read.
+            let entity_id = events::entity_id(record)
+                .map_err(|error| diesel::result::Error::SerializationError(error.into()))?;
+            steps.push((order_id, entity_id, template, *record));
+        }
+    }
+    if steps.is_empty() {
+        return Ok(());
+    }
+    diesel::sql_query(
+        "INSERT INTO order_journey (order_id, event_id, entity_id, version, occurred_at, kafka_offset, partition, template, topic, \
+                                    event_type, trace_id) \
+         SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING",
+    )
+    .bind::<Array<Uuid>, _>(column(&steps, |(order_id, ..)| *order_id))
+    .bind::<Array<Uuid>, _>(column(&steps, |(.., record)| record.envelope.event_id))
+    .bind::<Array<Uuid>, _>(column(&steps, |(_, entity_id, ..)| *entity_id))
+    .bind::<Array<BigInt>, _>(column(&steps, |(.., record)| record.envelope.version))
+    .bind::<Array<Timestamptz>, _>(column(&steps, |(.., record)| record.envelope.occurred_at))
+    .bind::<Array<BigInt>, _>(column(&steps, |(.., record)| record.offset))
+    .bind::<Array<Integer>, _>(column(&steps, |(.., record)| record.partition))
+    .bind::<Array<Nullable<Integer>>, _>(column(&steps, |(_, _, template, _)| *template))
+    .bind::<Array<Text>, _>(column(&steps, |(.., record)| &*record.topic))
+    .bind::<Array<Text>, _>(column(&steps, |(.., record)| record.envelope.event_type.as_str()))
+    .bind::<Array<Nullable<Text>>, _>(column(&steps, |(.., record)| record.trace_id()))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// A column of rows.
 fn column<'r, R, T>(rows: &'r [R], value: impl Fn(&'r R) -> T) -> Vec<T> {
     rows.iter().map(value).collect()
@@ -279,11 +361,13 @@ fn column<'r, R, T>(rows: &'r [R], value: impl Fn(&'r R) -> T) -> Vec<T> {
 /// When the database does not answer in time.
 pub async fn get(
     db: &Db,
+    parking: &Parking,
     deadline: Deadline,
     user_id: Uuid,
     order_id: Uuid,
 ) -> Result<Option<View>, DbError> {
     let views = read(db, deadline, move |connection| {
+        let parking = parking.clone();
         Box::pin(async move {
             let row: Option<Row> = order_views::table
                 .filter(
@@ -295,7 +379,7 @@ pub async fn get(
                 .first(connection)
                 .await
                 .optional()?;
-            with_payments(connection, row.into_iter().collect()).await
+            whole(connection, &parking, row.into_iter().collect()).await
         })
     });
     Ok(views.await?.pop())
@@ -307,6 +391,7 @@ pub async fn get(
 /// When the database does not answer in time.
 pub async fn list(
     db: &Db,
+    parking: &Parking,
     deadline: Deadline,
     user_id: Uuid,
     status: Option<Status>,
@@ -314,6 +399,7 @@ pub async fn list(
     limit: u16,
 ) -> Result<Vec<View>, DbError> {
     read(db, deadline, move |connection| {
+        let parking = parking.clone();
         Box::pin(async move {
             let mut query = order_views::table
                 .filter(order_views::user_id.eq(user_id))
@@ -333,34 +419,155 @@ pub async fn list(
                 );
             }
             let rows = query.load(connection).await?;
-            with_payments(connection, rows).await
+            whole(connection, &parking, rows).await
         })
     })
     .await
 }
 
-/// These orders with the payments of all of them, in one more statement.
-async fn with_payments(connection: &mut AsyncPgConnection, rows: Vec<Row>) -> QueryResult<Vec<View>> {
-    let mut payments: HashMap<Uuid, Vec<Payment>> = HashMap::new();
-    if !rows.is_empty() {
-        let orders: Vec<Uuid> = rows.iter().map(|row| row.order_id).collect();
-        let of_orders: Vec<PaymentRow> = order_payments::table
-            .filter(order_payments::order_id.eq_any(orders))
-            .order((order_payments::first_event_at, order_payments::payment_id))
-            .select(PaymentRow::as_select())
-            .load(connection)
-            .await?;
-        for row in of_orders {
-            payments.entry(row.order_id).or_default().push(row.payment()?);
-        }
+/// These orders with the payments of all of them, and whether anything about them is parked: a statement for each.
+async fn whole(
+    connection: &mut AsyncPgConnection,
+    parking: &Parking,
+    rows: Vec<Row>,
+) -> QueryResult<Vec<View>> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
     }
+    let orders: Vec<Uuid> = rows.iter().map(|row| row.order_id).collect();
+    let of_orders: Vec<PaymentRow> = order_payments::table
+        .filter(order_payments::order_id.eq_any(&orders))
+        .order((order_payments::first_event_at, order_payments::payment_id))
+        .select(PaymentRow::as_select())
+        .load(connection)
+        .await?;
+    let mut payments: HashMap<Uuid, Vec<Payment>> = HashMap::new();
+    for row in of_orders {
+        payments.entry(row.order_id).or_default().push(row.payment()?);
+    }
+    let parked = parked(connection, parking, &orders, 1).await?;
+    let parked: HashSet<Uuid> = parked.into_iter().map(|(order_id, _)| order_id).collect();
     let view = |row: Row| {
         Ok(View {
+            is_parked: parked.contains(&row.order_id),
             payments: payments.remove(&row.order_id).unwrap_or_default(),
             order: row.view()?,
         })
     };
     rows.into_iter().map(view).collect()
+}
+
+/// What is parked about these orders, at most `each` by each id that leads to one: by the orders themselves, by their payments as far as
+/// those are known, by their events, which mails answer, and by what is correlated with them.
+async fn parked(
+    connection: &mut AsyncPgConnection,
+    parking: &Parking,
+    orders: &[Uuid],
+    each: usize,
+) -> QueryResult<Vec<(Uuid, consumer::Parked)>> {
+    #[derive(QueryableByName)]
+    struct Lead {
+        #[diesel(sql_type = sql_types::Text)]
+        id: String,
+        #[diesel(sql_type = sql_types::Uuid)]
+        order_id: Uuid,
+    }
+    if !parking.is_any(connection).await? {
+        return Ok(Vec::new());
+    }
+    // The tables in the order of their names, as a swap takes them (decision 50).
+    let leads: Vec<Lead> = diesel::sql_query(
+        "SELECT event_id::text AS id, order_id FROM order_journey WHERE order_id = ANY ($1) \
+         UNION SELECT payment_id::text, order_id FROM order_payments WHERE order_id = ANY ($1) \
+         UNION SELECT payment_id::text, order_id FROM order_views WHERE order_id = ANY ($1) AND payment_id IS NOT NULL \
+         UNION SELECT o::text, o FROM unnest($1) AS o",
+    )
+    .bind::<sql_types::Array<sql_types::Uuid>, _>(orders)
+    .load(connection)
+    .await?;
+    let (ids, orders): (Vec<String>, Vec<Uuid>) =
+        leads.into_iter().map(|lead| (lead.id, lead.order_id)).unzip();
+    let each = i64::try_from(each).unwrap_or(i64::MAX);
+    let found = parking.about(connection, &ids, each).await?;
+    let mut by_id: HashMap<&str, Vec<Uuid>> = HashMap::new();
+    for (id, order_id) in ids.iter().zip(orders) {
+        by_id.entry(id).or_default().push(order_id);
+    }
+    let of_order = found.into_iter().flat_map(|found| {
+        let orders = by_id.get(found.about.as_str()).into_iter().flatten();
+        orders
+            .map(|order_id| (*order_id, found.record.clone()))
+            .collect::<Vec<_>>()
+    });
+    Ok(of_order.collect())
+}
+
+/// All that is known of what happened to an order, whoever's it is.
+///
+/// # Errors
+/// When the database does not answer in time.
+pub async fn journey(
+    db: &Db,
+    parking: &Parking,
+    deadline: Deadline,
+    order_id: Uuid,
+) -> Result<Journey, DbError> {
+    read(db, deadline, move |connection| {
+        let parking = parking.clone();
+        Box::pin(async move {
+            let mut rows: Vec<StepRow> = order_journey::table
+                .filter(order_journey::order_id.eq(order_id))
+                .order((order_journey::occurred_at, order_journey::event_id))
+                .limit(MOST_STEPS + 1)
+                .select(StepRow::as_select())
+                .load(connection)
+                .await?;
+            let is_cut = rows.len() as i64 > MOST_STEPS;
+            rows.truncate(MOST_STEPS as usize);
+            let found = parked(connection, &parking, &[order_id], MOST_PARKED).await?;
+            let found: BTreeMap<i64, ParkedRecord> = found
+                .into_iter()
+                .map(|(_, record)| (record.id, parked_record(record)))
+                .collect();
+            let parked = found.into_values().take(MOST_PARKED).collect();
+            let steps = rows.into_iter().map(StepRow::step).collect();
+            Ok(Journey::new(steps, is_cut, parked))
+        })
+    })
+    .await
+}
+
+fn parked_record(record: consumer::Parked) -> ParkedRecord {
+    ParkedRecord {
+        topic: record.topic,
+        partition: record.partition,
+        offset: record.offset,
+        event_type: record.event_type,
+        error_kind: record.error_kind,
+        parked_at: record.parked_at,
+    }
+}
+
+impl StepRow {
+    fn step(self) -> Step {
+        let tells = match (self.template, events::reservation_status(&self.event_type)) {
+            (Some(template), _) => Tells::Mail(template),
+            (None, Some(status)) => Tells::Reservation(status),
+            (None, None) => Tells::Nothing,
+        };
+        Step {
+            event_id: self.event_id,
+            event_type: self.event_type,
+            topic: self.topic,
+            partition: self.partition,
+            offset: self.kafka_offset,
+            entity_id: self.entity_id,
+            version: self.version,
+            occurred_at: self.occurred_at,
+            trace_id: self.trace_id,
+            tells,
+        }
+    }
 }
 
 /// How far the views of these orders have come; those that there are.
@@ -369,6 +576,7 @@ async fn with_payments(connection: &mut AsyncPgConnection, rows: Vec<Row>) -> Qu
 /// When the database does not answer in time.
 pub async fn reached(
     db: &Db,
+    parking: &Parking,
     deadline: Deadline,
     orders: Vec<Uuid>,
 ) -> Result<Vec<(Uuid, Reached)>, DbError> {
@@ -381,28 +589,31 @@ pub async fn reached(
         #[diesel(sql_type = sql_types::BigInt)]
         payment_versions: i64,
     }
-    let found: Vec<Found> = read(db, deadline, move |connection| {
-        let orders = orders.clone();
+    let (found, parked) = read(db, deadline, move |connection| {
+        let (orders, parking) = (orders.clone(), parking.clone());
         Box::pin(async move {
-            diesel::sql_query(
+            let found: Vec<Found> = diesel::sql_query(
                 "SELECT order_id, order_version, coalesce((SELECT sum(version)::bigint FROM order_payments p \
                  WHERE p.order_id = v.order_id), 0) AS payment_versions \
                  FROM order_views v WHERE order_id = ANY($1)",
             )
-            .bind::<sql_types::Array<sql_types::Uuid>, _>(orders)
+            .bind::<sql_types::Array<sql_types::Uuid>, _>(&orders)
             .load(connection)
-            .await
+            .await?;
+            Ok((found, parked(connection, &parking, &orders, 1).await?))
         })
     })
     .await?;
-    let reached = |found: Found| Reached {
-        order: found.order_version,
-        payments: found.payment_versions,
+    let parked: HashSet<Uuid> = parked.into_iter().map(|(order_id, _)| order_id).collect();
+    let reached = |found: Found| {
+        let reached = Reached {
+            order: found.order_version,
+            payments: found.payment_versions,
+            parked: Some(parked.contains(&found.order_id)),
+        };
+        (found.order_id, reached)
     };
-    Ok(found
-        .into_iter()
-        .map(|found| (found.order_id, reached(found)))
-        .collect())
+    Ok(found.into_iter().map(reached).collect())
 }
 
 /// Statements that change nothing.

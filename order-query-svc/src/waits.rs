@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use consumer::Parking;
 use service::db::Db;
 use service::deadline::Deadline;
 use service::telemetry::chain;
@@ -95,7 +96,7 @@ impl Waits {
         if let Some(order) = self.lock().orders.get(&order_id) {
             order.reached.send_if_modified(|reached| {
                 let further = now.is_beyond(*reached);
-                *reached = now.max(*reached);
+                *reached = reached.then(now);
                 further
             });
         }
@@ -112,7 +113,7 @@ impl Waits {
     }
 
     /// Asks the database for ever, as long as somebody waits.
-    pub async fn poll(self: Arc<Self>, db: Db) -> Result<(), std::convert::Infallible> {
+    pub async fn poll(self: Arc<Self>, db: Db, parking: Parking) -> Result<(), std::convert::Infallible> {
         let mut failing = false;
         loop {
             let orders: Vec<Uuid> = self.lock().orders.keys().copied().collect();
@@ -121,7 +122,7 @@ impl Waits {
                 continue;
             }
             let asked = Instant::now();
-            match store::reached(&db, Deadline::after(PATIENCE), orders).await {
+            match store::reached(&db, &parking, Deadline::after(PATIENCE), orders).await {
                 Ok(reached) => {
                     for (order_id, reached) in reached {
                         self.reached(order_id, reached);
@@ -199,7 +200,11 @@ mod tests {
     const ORDER: Uuid = Uuid::from_u128(1);
 
     fn at(order: i64, payments: i64) -> Reached {
-        Reached { order, payments }
+        Reached {
+            order,
+            payments,
+            parked: None,
+        }
     }
 
     #[tokio::test]

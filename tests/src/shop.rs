@@ -28,6 +28,7 @@ pub struct Shop {
     pub payment_topic: String,
     /// Events of reservations.
     pub inventory_topic: String,
+    pub notification_topic: String,
     /// The group of order-query-svc.
     pub group: String,
     pub brokers: String,
@@ -49,12 +50,18 @@ impl Shop {
             topic: testing::unique("events.order"),
             payment_topic: testing::unique("events.payment"),
             inventory_topic: testing::unique("events.inventory"),
+            notification_topic: testing::unique("events.notification"),
             group: testing::unique("order-query-svc"),
             brokers: brokers.to_owned(),
             folder,
         };
         let mut create = shop.outbox_relay().arg("create-topics");
-        for topic in [&shop.topic, &shop.payment_topic, &shop.inventory_topic] {
+        for topic in [
+            &shop.topic,
+            &shop.payment_topic,
+            &shop.inventory_topic,
+            &shop.notification_topic,
+        ] {
             create = create
                 .arg(format!("{topic}={PARTITIONS}"))
                 .arg(format!("{topic}-dlt={PARTITIONS}"));
@@ -100,6 +107,8 @@ impl Shop {
             .set("kafka.brokers", &self.brokers)
             .set("consumer.order_topic", &self.topic)
             .set("consumer.payment_topic", &self.payment_topic)
+            .set("consumer.inventory_topic", &self.inventory_topic)
+            .set("consumer.notification_topic", &self.notification_topic)
             .set("consumer.group", &self.group)
     }
 

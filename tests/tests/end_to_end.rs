@@ -114,6 +114,7 @@ fn expected_view(order: &Order) -> OrderView {
         tracking_number: order.tracking_number.clone(),
         carrier: order.carrier.clone(),
         payments: Vec::new(),
+        parked: false,
     }
 }
 

@@ -18,6 +18,8 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct Backlog {
     pub(crate) order_topic: String,
     pub(crate) payment_topic: String,
+    /// Those that stay empty: where reservations and mails are told of.
+    pub(crate) empty_topics: [String; 2],
     pub(crate) events: u64,
     /// Of keys that are not poisoned.
     pub(crate) good: u64,
@@ -29,10 +31,12 @@ impl Backlog {
         let mut backlog = Self {
             order_topic: format!("{name}.order"),
             payment_topic: format!("{name}.payment"),
+            empty_topics: [format!("{name}.inventory"), format!("{name}.notification")],
             events: 0,
             good: 0,
         };
-        for topic in backlog.topics() {
+        let empty = backlog.empty_topics.iter().map(String::as_str);
+        for topic in backlog.topics().into_iter().chain(empty) {
             topics::create(&servers.brokers(), topic, PARTITIONS, None).await?;
             topics::ready(&servers.brokers(), topic, PARTITIONS).await?;
         }

@@ -8,7 +8,7 @@ use contracts::shop::order::v1::order_service_client::OrderServiceClient;
 use contracts::shop::order::v1::{OrderItem, PlaceOrderRequest};
 use contracts::shop::orderquery::v1::GetOrderViewRequest;
 use contracts::shop::orderquery::v1::order_query_service_client::OrderQueryServiceClient;
-use contracts::topics::{ORDER, PAYMENT};
+use contracts::topics::{INVENTORY, NOTIFICATION, ORDER, PAYMENT};
 use local_stack::process::{self, Process};
 use local_stack::shop::{ORDER_QUERY_SVC, ORDER_SVC, OUTBOX_RELAY};
 use tokio::sync::Semaphore;
@@ -109,7 +109,7 @@ struct Clients {
 
 impl Shop {
     async fn start(servers: &Servers) -> Result<Self> {
-        for topic in [ORDER, PAYMENT] {
+        for topic in [ORDER, PAYMENT, INVENTORY, NOTIFICATION] {
             topics::create(&servers.brokers(), topic, PARTITIONS, None).await?;
             topics::ready(&servers.brokers(), topic, PARTITIONS).await?;
         }

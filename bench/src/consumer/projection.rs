@@ -68,6 +68,8 @@ impl Projection {
             .set("consumer.group", format!("order-query-{}", self.database))
             .set("consumer.order_topic", &self.backlog.order_topic)
             .set("consumer.payment_topic", &self.backlog.payment_topic)
+            .set("consumer.inventory_topic", &self.backlog.empty_topics[0])
+            .set("consumer.notification_topic", &self.backlog.empty_topics[1])
     }
 
     /// Lets it work off its topics.
@@ -142,9 +144,10 @@ fn ensure_running(process: &mut Process) -> Result<()> {
 }
 
 /// What there is of each table, but for generations and when something was written. Copies are called `kept_…`.
-const TABLES: [(&str, &str); 4] = [
+const TABLES: [(&str, &str); 5] = [
     ("order_views", "SELECT * FROM order_views"),
     ("order_payments", "SELECT * FROM order_payments"),
+    ("order_journey", "SELECT * FROM order_journey"),
     (
         "marks",
         "SELECT topic, entity_id, version, event_id, parked FROM consumer_marks m WHERE generation = \

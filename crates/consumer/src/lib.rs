@@ -2,6 +2,7 @@
 
 mod config;
 mod handler;
+mod parking;
 mod rebuild;
 mod record;
 mod redrive;
@@ -23,6 +24,7 @@ mod worker;
 pub use config::{Config, Start, Topic};
 pub use handler::{BoxError, Handler, HandlerError, Incoming};
 pub use parked::DEAD_LETTER_SUFFIX;
+pub use parking::{About, Parking};
 pub use rebuild::{Progress, Rebuild, RebuildError, Rebuilt};
 pub use record::{Record, RecordError};
 pub use redrive::{Audit, End, Outcome, Parked, Redrive, RedriveError, Run, Shown, Which};

@@ -31,6 +31,15 @@ pub struct Record {
     pub timestamp: Option<DateTime<Utc>>,
 }
 
+impl Record {
+    /// The trace that it belongs to: the 32 hexadecimal digits in its `traceparent`.
+    pub fn trace_id(&self) -> Option<&str> {
+        let id = self.envelope.traceparent.as_deref()?.split('-').nth(1)?;
+        let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        (id.len() == 32 && id.bytes().all(is_digit) && id.bytes().any(|byte| byte != b'0')).then_some(id)
+    }
+}
+
 /// Why a record is none that a handler could be given. Values are not echoed: they may be personal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
@@ -304,6 +313,32 @@ pub(crate) mod tests {
             };
             assert_eq!(record.envelope.version, 0);
         }
+    }
+
+    #[test]
+    fn a_trace_id_is_one_or_there_is_none() {
+        const ID: &str = "0af7651916cd43dd8448eb211c80319c";
+        let id_of = |traceparent: Option<String>| {
+            let Decoded::Record(mut record) = raw(Some(b"a"), Some(b"x")).decode(100, Start::Beginning)
+            else {
+                panic!("it is an event")
+            };
+            record.envelope.traceparent = traceparent;
+            record.trace_id().map(str::to_owned)
+        };
+        assert_eq!(
+            id_of(Some(format!("00-{ID}-b7ad6b7169203331-01"))).as_deref(),
+            Some(ID)
+        );
+        let zero = "0".repeat(32);
+        for bad in ["", "00", &ID[1..], &ID.to_uppercase(), &zero] {
+            assert_eq!(
+                id_of(Some(format!("00-{bad}-b7ad6b7169203331-01"))),
+                None,
+                "{bad}"
+            );
+        }
+        assert_eq!(id_of(None), None);
     }
 
     #[test]

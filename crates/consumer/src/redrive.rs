@@ -113,7 +113,8 @@ pub struct Parked {
     pub generation: i32,
 }
 
-const PARKED: &str = "id, topic, partition, kafka_offset, entity_id, version, event_id, event_type, error_kind, error, attempts, \
+/// The columns of [`Parked`].
+pub(crate) const PARKED: &str = "id, topic, partition, kafka_offset, entity_id, version, event_id, event_type, error_kind, error, attempts, \
                       parked_at, state, generation";
 
 /// A record in the table, and what was decided about it.

@@ -58,14 +58,9 @@ pub(crate) fn process_span(group: &str, records: &[&Record]) -> Span {
     span
 }
 
-/// The trace id in a record's `traceparent`, for log lines.
+/// The trace id of a record, for log lines.
 pub(crate) fn trace_id(record: &Record) -> &str {
-    record
-        .envelope
-        .traceparent
-        .as_deref()
-        .and_then(|value| value.split('-').nth(1))
-        .unwrap_or("")
+    record.trace_id().unwrap_or("")
 }
 
 fn span_context(record: &Record) -> Option<SpanContext> {

@@ -149,7 +149,12 @@ pub const SERVICES: [Service; 9] = [
         first_port: 20,
         database: Some("order_query"),
         emits: &[],
-        consumes: &["events.order", "events.payment"],
+        consumes: &[
+            "events.inventory",
+            "events.notification",
+            "events.order",
+            "events.payment",
+        ],
     },
     Service {
         name: PAYMENT_SANDBOX,

@@ -8,6 +8,7 @@ use contracts::shop::analytics::events::v1::{OrderAnalyticsUpdated, ProductSales
 use contracts::shop::analytics::v1::SalesWindow;
 use contracts::shop::common::v1::Money;
 use contracts::shop::inventory::events::v1::StockUpdated;
+use contracts::shop::notification::events::v1::NotificationSent;
 use contracts::shop::order::events::v1::{OrderCancelled, OrderLine, OrderPlaced};
 use contracts::shop::order::v1::OrderItem;
 use contracts::shop::payment::events::v1::{
@@ -18,6 +19,7 @@ use envelope::header;
 use prost::Message as _;
 use uuid::Uuid;
 
+use super::journeys;
 use super::views::expected_view;
 use super::*;
 use crate::ledger::{Charge, Refund};
@@ -155,7 +157,18 @@ impl Parts {
             login: local_stack::smtp::USER.to_owned(),
         });
         let id = event.event_id.to_string();
-        self.event(NOTIFICATIONS, &id, 1, notification_types::SENT, vec![8]);
+        let sent = NotificationSent {
+            notification_id: id.clone(),
+            order_id,
+            ..NotificationSent::default()
+        };
+        self.event(
+            NOTIFICATIONS,
+            &id,
+            1,
+            notification_types::SENT,
+            sent.encode_to_vec(),
+        );
     }
 
     fn sign_up(&mut self) {
@@ -448,6 +461,13 @@ impl Parts {
             let view = expected_view(order, &payments);
             self.views.push(view.clone());
             self.lists.entry(USER.to_owned()).or_default().push(view);
+        }
+        for (order_id, events) in journeys::expected(self) {
+            let journey = GetOrderJourneyResponse {
+                events,
+                ..GetOrderJourneyResponse::default()
+            };
+            self.journeys.insert(order_id, journey);
         }
     }
 }
@@ -790,6 +810,26 @@ fn views_that_do_not_fit_are_noticed() {
         let twice = parts.views[0].clone();
         parts.lists.entry(USER.to_owned()).or_default().push(twice);
     });
+}
+
+#[test]
+fn journeys_that_do_not_fit_are_noticed() {
+    let events = |parts: &Parts| parts.journeys["a"].events.len();
+    let parts = parts();
+    // Placed, paid; received; reserved, committed.
+    assert_eq!(events(&parts), 5);
+    let spoils: [fn(&mut GetOrderJourneyResponse); 6] = [
+        |journey| drop(journey.events.pop()),
+        |journey| journey.events.push(journey.events[0].clone()),
+        |journey| journey.events[1].offset += 1,
+        |journey| journey.events[1].trace_id = "other".to_owned(),
+        |journey| journey.events.swap(0, 1),
+        |journey| journey.parked.push(Default::default()),
+    ];
+    for spoil in spoils {
+        broken(|parts| spoil(parts.journeys.get_mut("a").expect("there")));
+    }
+    broken(|parts| drop(parts.journeys.remove("b")));
 }
 
 #[test]

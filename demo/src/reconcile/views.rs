@@ -96,6 +96,7 @@ pub(super) fn expected_view(order: &Order, payments: &[&Payment]) -> OrderView {
         tracking_number: order.tracking_number.clone(),
         carrier: order.carrier.clone(),
         payments: payments.collect(),
+        parked: false,
     })
 }
 

@@ -3,28 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use consumer::{Rebuild, RebuildError, Redrive, Run, Which};
-use diesel_async::AsyncPgConnection;
-use diesel_async::pooled_connection::deadpool::Pool;
+use consumer::{Rebuild, RebuildError, Run, Which};
+use contracts::shop::notification::events::v1::Template;
+use local_stack::testing::events::envelope;
 use local_stack::wait;
 use order_query_svc::projection::Projection;
 use order_query_svc::store;
-use order_query_svc::waits::Waits;
-use service::db::Db;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::stage::{LIMIT, Stage, cancelled, failed, paid, placed, received, reserved};
-
-fn pool(stage: &Stage) -> Pool<AsyncPgConnection> {
-    let mut database = stage.config("").database;
-    database.pool_size = 8;
-    Db::new(&database, "rebuild").unwrap().pool().clone()
-}
-
-fn projection() -> Projection {
-    Projection::new(Arc::new(Waits::new(1)))
-}
+use crate::stage::{
+    LIMIT, Stage, cancelled, failed, held, mailed, paid, placed, projection, received, reserved,
+};
 
 fn rebuild(stage: &Stage) -> Rebuild<Projection> {
     let mut config = stage.config("").projection;
@@ -32,7 +22,7 @@ fn rebuild(stage: &Stage) -> Rebuild<Projection> {
     config.batch_records = 50;
     Rebuild::new(
         config,
-        pool(stage),
+        stage.pool(),
         || store::MIGRATIONS,
         projection(),
         &prometheus::Registry::new(),
@@ -40,13 +30,13 @@ fn rebuild(stage: &Stage) -> Rebuild<Projection> {
     .unwrap()
 }
 
-fn redrive(stage: &Stage) -> Redrive<Projection> {
-    Redrive::new(stage.config("").projection, pool(stage), projection())
-}
+/// Events of what [`publish_order`] publishes.
+const PER_ORDER: i64 = 6;
 
-/// Everything that the views say.
+/// Everything that the views and journeys say.
 async fn dump(stage: &Stage) -> Vec<String> {
     let mut rows = stage.rows("SELECT v::text FROM order_views v ORDER BY 1").await;
+    rows.extend(stage.rows("SELECT j::text FROM order_journey j ORDER BY 1").await);
     rows.extend(
         stage
             .rows("SELECT p::text FROM order_payments p ORDER BY 1")
@@ -77,18 +67,19 @@ async fn publish_order(stage: &Stage, user: Uuid, number: i64) -> Uuid {
         stage.publish_payment(payment, 1, number, received(order)).await;
         stage.publish(order, 3, paid(payment)).await;
     }
+    let mail = envelope(
+        "notification",
+        &Uuid::now_v7().to_string(),
+        1,
+        "notification.sent",
+    );
+    // The relay says it twice.
+    for _ in 0..2 {
+        let (_, sent) = mailed(order, Template::OrderPlaced);
+        stage.mails.publish(&mail, &sent).await.unwrap();
+    }
+    stage.publish_reservation(order, 1, held(order)).await;
     order
-}
-
-/// The sum of the versions of all orders and payments that are applied.
-async fn applied(stage: &Stage, versions: i64) {
-    wait::until("everything to be applied", LIMIT, || async {
-        let sql = "SELECT coalesce(sum(version), 0)::text FROM consumer_marks m \
-                   WHERE generation = coalesce((SELECT live FROM consumer_generations g WHERE g.consumer = m.consumer), 1)";
-        Ok((stage.rows(sql).await == [versions.to_string()]).then_some(()))
-    })
-    .await
-    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,7 +98,7 @@ async fn the_result_is_the_same_and_takes_over_under_load_although_it_is_killed(
         stage.publish(order, 3, reserved()).await;
     }
     let listed = wait::until("both to be parked", LIMIT, || async {
-        let listed = redrive(&stage).list(false, 100).await?;
+        let listed = stage.redrive().list(false, 100).await?;
         Ok((listed.len() == 4).then_some(listed))
     })
     .await
@@ -115,7 +106,8 @@ async fn the_result_is_the_same_and_takes_over_under_load_although_it_is_killed(
     let first = listed
         .iter()
         .find(|row| row.entity_id.as_deref() == Some(&given_up.to_string()));
-    redrive(&stage)
+    stage
+        .redrive()
         .discard(first.unwrap().id, "a test", "tester")
         .await
         .unwrap();
@@ -127,13 +119,16 @@ async fn the_result_is_the_same_and_takes_over_under_load_although_it_is_killed(
     };
     publish(0).await;
     let apart = 3 + 1;
-    applied(&stage, ORDERS * 4 + apart).await;
+    stage.applied(ORDERS * PER_ORDER + apart).await;
 
     // Something that no event says, and that a rebuild must therefore not have.
     let client = stage.database.connect().await.unwrap();
     let right = dump(&stage).await;
     client
-        .batch_execute("UPDATE order_views SET carrier = 'nobody'")
+        .batch_execute(
+            "UPDATE order_views SET carrier = 'nobody'; UPDATE order_journey SET topic = 'nobody' WHERE version = 1; \
+             DELETE FROM order_journey WHERE version = 2",
+        )
         .await
         .unwrap();
 
@@ -155,7 +150,7 @@ async fn the_result_is_the_same_and_takes_over_under_load_although_it_is_killed(
     }
     let view = replicas[0].view(user, given_up, 0).await.unwrap();
     assert_eq!(view.version, 3, "the old one serves");
-    let refused = redrive(&stage).replay(&Which::All, Run::Real, "tester").await;
+    let refused = stage.redrive().replay(&Which::All, Run::Real, "tester").await;
     assert!(
         refused.is_err()
             || stage
@@ -186,14 +181,16 @@ async fn the_result_is_the_same_and_takes_over_under_load_although_it_is_killed(
     let last = *told.lock().unwrap().last().unwrap();
     assert_eq!(last.done, last.total);
     more.await.unwrap();
-    applied(&stage, 2 * ORDERS * 4 + apart).await;
+    stage.applied(2 * ORDERS * PER_ORDER + apart).await;
     let now = dump(&stage).await;
     for row in &right {
         assert!(now.contains(row), "{row}");
     }
     assert_eq!(
         stage
-            .rows("SELECT 'x' FROM order_views WHERE carrier <> ''")
+            .rows(
+                "SELECT 'x' FROM order_views WHERE carrier <> '' UNION ALL SELECT 'x' FROM order_journey WHERE topic = 'nobody'"
+            )
             .await,
         [""; 0]
     );
@@ -204,7 +201,7 @@ async fn the_result_is_the_same_and_takes_over_under_load_although_it_is_killed(
     }
     // No second dead letters; what is parked is parked still, and can be given up.
     assert_eq!(stage.rows("SELECT count(*)::text FROM dead_letters").await, ["4"]);
-    let listed = redrive(&stage).list(false, 100).await.unwrap();
+    let listed = stage.redrive().list(false, 100).await.unwrap();
     assert_eq!(
         listed.iter().map(|row| row.version).collect::<Vec<_>>(),
         [Some(2), Some(3)]
@@ -214,7 +211,8 @@ async fn the_result_is_the_same_and_takes_over_under_load_although_it_is_killed(
             .iter()
             .all(|row| row.generation == 2 && row.entity_id == Some(parked.to_string()))
     );
-    redrive(&stage)
+    stage
+        .redrive()
         .discard(listed[0].id, "a test", "tester")
         .await
         .unwrap();
@@ -240,9 +238,9 @@ async fn it_does_not_take_over_when_it_knows_less() {
     stage
         .publish(spoiled, 1, ("order.placed", b"\xff\xff".to_vec()))
         .await;
-    applied(&stage, 4).await;
+    stage.applied(PER_ORDER).await;
     wait::until("it to be parked", LIMIT, || async {
-        Ok((redrive(&stage).list(false, 9).await?.len() == 1).then_some(()))
+        Ok((stage.redrive().list(false, 9).await?.len() == 1).then_some(()))
     })
     .await
     .unwrap();

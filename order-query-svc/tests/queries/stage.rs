@@ -5,13 +5,20 @@ use std::time::Duration;
 
 use anyhow::Result;
 use chrono::{DateTime, Utc};
-use contracts::catalogue::{order as types, payment as payment_types};
+use consumer::Redrive;
+use contracts::catalogue::{
+    inventory as reservation_types, notification as mail_types, order as types, payment as payment_types,
+};
 use contracts::shop::common::v1::Money;
+use contracts::shop::inventory::events::v1 as inventory;
+use contracts::shop::notification::events::v1 as notification;
 use contracts::shop::order::events::v1 as events;
 use contracts::shop::order::v1::OrderStatus;
 use contracts::shop::orderquery::v1 as wire;
 use contracts::shop::orderquery::v1::order_query_service_client::OrderQueryServiceClient;
 use contracts::shop::payment::events::v1 as payments;
+use diesel_async::AsyncPgConnection;
+use diesel_async::pooled_connection::deadpool::Pool;
 use envelope::Envelope;
 use local_stack::process::http_get;
 use local_stack::testing::events::{Topic, envelope};
@@ -19,8 +26,11 @@ use local_stack::testing::{self, Database};
 use local_stack::wait;
 use order_query_svc::App;
 use order_query_svc::config::{Config, PREFIX};
+use order_query_svc::projection::Projection;
+use order_query_svc::waits::Waits;
 use prost::Message as _;
 use service::config::{Sources, parse};
+use service::db::Db;
 use service::shutdown::BoxError;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -38,8 +48,10 @@ pub(crate) type Client = OrderQueryServiceClient<Channel>;
 
 pub(crate) struct Stage {
     pub(crate) database: Database,
-    orders: Topic,
-    payments: Topic,
+    pub(crate) orders: Topic,
+    pub(crate) payments: Topic,
+    pub(crate) reservations: Topic,
+    pub(crate) mails: Topic,
     group: String,
     brokers: String,
 }
@@ -54,13 +66,15 @@ impl Stage {
 
     pub(crate) async fn on(postgres_url: &str) -> Self {
         let database =
-            Database::create_on(postgres_url, "order-query-2026-02-02-000002 inbox", migrate).await;
+            Database::create_on(postgres_url, "order-query-2026-02-02-000003 correlation", migrate).await;
         let brokers = testing::kafka_brokers();
         let topic = async |prefix| Topic::create(&brokers, prefix, PARTITIONS).await.unwrap();
         Self {
             database,
             orders: topic("events.order").await,
             payments: topic("events.payment").await,
+            reservations: topic("events.inventory").await,
+            mails: topic("events.notification").await,
             group: testing::unique("order-query"),
             brokers,
         }
@@ -74,11 +88,14 @@ impl Stage {
         let toml = format!(
             "grpc.listen = \"127.0.0.1:0\"\ngrpc.shutdown_wait = \"10ms\"\nadmin.listen = \"127.0.0.1:0\"\n\
              database.url = \"{}\"\nkafka.brokers = \"{}\"\nconsumer.order_topic = \"{}\"\n\
-             consumer.payment_topic = \"{}\"\nconsumer.group = \"{}\"\n{more}",
+             consumer.payment_topic = \"{}\"\nconsumer.inventory_topic = \"{}\"\n\
+             consumer.notification_topic = \"{}\"\nconsumer.group = \"{}\"\n{more}",
             self.database.url(),
             self.brokers,
             self.orders.name(),
             self.payments.name(),
+            self.reservations.name(),
+            self.mails.name(),
             self.group,
         );
         parse(Sources::new(PREFIX).toml(&toml), Config::read).unwrap()
@@ -106,7 +123,8 @@ impl Stage {
         for replica in &replicas {
             replica
                 .shows("partitions", |metrics| {
-                    value(metrics, "consumer_assigned_partitions") == f64::from(PARTITIONS)
+                    // Half of those of four topics.
+                    value(metrics, "consumer_assigned_partitions") == f64::from(2 * PARTITIONS)
                 })
                 .await;
         }
@@ -126,6 +144,37 @@ impl Stage {
         self.orders.publish(envelope, payload).await.unwrap();
     }
 
+    pub(crate) async fn publish_reservation(&self, order: Uuid, version: i64, event: Event) {
+        let envelope = envelope(
+            reservation_types::ENTITY_TYPE,
+            &order.to_string(),
+            version,
+            event.0,
+        );
+        self.reservations.publish(&envelope, &event.1).await.unwrap();
+    }
+
+    /// Waits until so much is applied: the sum of the versions that all entities have reached.
+    pub(crate) async fn applied(&self, versions: i64) {
+        wait::until("everything to be applied", LIMIT, || async {
+            let sql = "SELECT coalesce(sum(version), 0)::text FROM consumer_marks m WHERE generation = \
+                       coalesce((SELECT live FROM consumer_generations g WHERE g.consumer = m.consumer), 1)";
+            Ok((self.rows(sql).await == [versions.to_string()]).then_some(()))
+        })
+        .await
+        .unwrap();
+    }
+
+    pub(crate) fn pool(&self) -> Pool<AsyncPgConnection> {
+        let mut database = self.config("").database;
+        database.pool_size = 8;
+        Db::new(&database, "operator").unwrap().pool().clone()
+    }
+
+    pub(crate) fn redrive(&self) -> Redrive<Projection> {
+        Redrive::new(self.config("").projection, self.pool(), projection())
+    }
+
     /// Rows of one column of text.
     pub(crate) async fn rows(&self, sql: &str) -> Vec<String> {
         let client = self.database.connect().await.unwrap();
@@ -140,6 +189,11 @@ impl Stage {
         };
         self.payments.publish(&envelope, &event.1).await.unwrap();
     }
+}
+
+/// One that nobody waits for.
+pub(crate) fn projection() -> Projection {
+    Projection::new(Arc::new(Waits::new(1)))
 }
 
 /// A replica in this process. Dropping it ends it at once.
@@ -181,6 +235,19 @@ impl Replica {
             .into_inner()
             .order
             .unwrap())
+    }
+
+    pub(crate) async fn journey(
+        &self,
+        user: Uuid,
+        order: Uuid,
+    ) -> Result<wire::GetOrderJourneyResponse, Status> {
+        let request = wire::GetOrderJourneyRequest {
+            user_id: user.to_string(),
+            order_id: order.to_string(),
+            at_least_version: 0,
+        };
+        Ok(self.client.clone().get_order_journey(request).await?.into_inner())
     }
 
     pub(crate) async fn list(
@@ -351,6 +418,31 @@ pub(crate) fn refunded(order: Uuid) -> Event {
         ..Default::default()
     };
     (payment_types::REFUNDED, event.encode_to_vec())
+}
+
+pub(crate) fn held(order: Uuid) -> Event {
+    let event = inventory::InventoryReserved {
+        order_id: order.to_string(),
+        ..Default::default()
+    };
+    (reservation_types::RESERVED, event.encode_to_vec())
+}
+
+pub(crate) fn sold(order: Uuid) -> Event {
+    let event = inventory::InventoryCommitted {
+        order_id: order.to_string(),
+        ..Default::default()
+    };
+    (reservation_types::COMMITTED, event.encode_to_vec())
+}
+
+pub(crate) fn mailed(order: Uuid, template: notification::Template) -> Event {
+    let event = notification::NotificationSent {
+        template: template.into(),
+        order_id: order.to_string(),
+        ..Default::default()
+    };
+    (mail_types::SENT, event.encode_to_vec())
 }
 
 pub(crate) fn confirmed() -> Event {

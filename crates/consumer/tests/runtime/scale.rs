@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use consumer::{Config, Run, Topic, Which};
+use consumer::{Config, Parking, Run, Topic, Which};
+use diesel_async::{AsyncConnection as _, AsyncPgConnection};
 use rdkafka::message::OwnedHeaders;
 use uuid::Uuid;
 
@@ -83,6 +84,14 @@ async fn no_statement_reads_a_whole_table() {
             .find(|row| row.entity_id.as_ref() == Some(&bad))
             .unwrap();
         redrive.show(bad.id).await.unwrap();
+        let parking = Parking::of(&config);
+        let mut connection = AsyncPgConnection::establish(&stage.database.url()).await.unwrap();
+        assert!(parking.is_any(&mut connection).await.unwrap());
+        let ids = ["old1", "e1", &format!("bad{round}")].map(str::to_owned);
+        let found = parking.about(&mut connection, &ids, 1).await.unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!((&found[0].about, found[0].record.id), (&ids[2], bad.id));
+        drop(connection);
         redrive.replay(&Which::All, Run::Real, "operator").await.unwrap();
         redrive.discard(bad.id, "a test", "operator").await.unwrap();
         drop(redrive);

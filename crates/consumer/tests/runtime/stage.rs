@@ -156,7 +156,7 @@ impl Stage {
     }
 
     async fn on(postgres_url: &str, brokers: String, events: events::Topic) -> Self {
-        let database = Database::create_on(postgres_url, "consumer-2026-01-05-000003 effects", migrate).await;
+        let database = Database::create_on(postgres_url, "consumer-2026-01-06-000004 effects", migrate).await;
         Self {
             database,
             brokers,

@@ -1,0 +1,1 @@
+DROP INDEX parked_records_by_correlation;
