@@ -5,6 +5,7 @@ pub mod check;
 pub mod databases;
 pub mod load;
 pub mod shop;
+pub mod stage;
 pub mod topic;
 pub mod writers;
 

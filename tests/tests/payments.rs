@@ -4,223 +4,20 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use contracts::shop::inventory::v1::inventory_service_client::InventoryServiceClient;
-use contracts::shop::inventory::v1::{GetStockRequest, SetStockRequest};
-use contracts::shop::order::v1::order_service_client::OrderServiceClient;
-use contracts::shop::order::v1::{CancelOrderRequest, Order, OrderItem, PlaceOrderRequest};
-use contracts::shop::payment::v1::payment_service_client::PaymentServiceClient;
-use contracts::shop::payment::v1::process_payment_request::Method;
-use contracts::shop::payment::v1::{Card, Payment, PaymentStatus, ProcessPaymentRequest};
-use local_stack::kafka::Kafka;
-use local_stack::postgres::Postgres;
-use local_stack::process::http_get;
-use local_stack::shop::{INVENTORY_SVC, ORDER_SVC, OUTBOX_RELAY, PAYMENT_SVC, Plan, Shop};
-use local_stack::smtp::{Smtp, Tls};
-use local_stack::testing::{Folder, private_kafka, private_postgres};
+use contracts::shop::order::v1::CancelOrderRequest;
+use contracts::shop::payment::v1::PaymentStatus;
+use local_stack::shop::{INVENTORY_SVC, OUTBOX_RELAY};
+use local_stack::testing::Folder;
 use local_stack::{cards, wait};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tests::{PATIENCE, databases, say, seed, shop};
+use tests::stage::{DEADLINE, PIECES, PRODUCT, Stage, pay, payment_of, within};
+use tests::{PATIENCE, databases, say, seed};
 use tokio::task::JoinSet;
-use tokio_postgres::{Client, NoTls};
-use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status};
+use tokio_postgres::Client;
+use tonic::Code;
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
-
-/// Of a call that is expected to be answered.
-const DEADLINE: Duration = Duration::from_secs(20);
-
-/// The product that there is, and how many pieces of it.
-const PRODUCT: &str = "0190bbbb-0000-7000-8000-000000000001";
-const PIECES: i64 = 1_000;
-
-/// A shop of its own, on servers of its own.
-struct Stage {
-    // Dropped in this order.
-    shop: Shop,
-    plan: Plan,
-    kafka: Kafka,
-    _mail_server: Smtp,
-    postgres: Postgres,
-}
-
-impl Stage {
-    /// With so long to pay.
-    async fn start(folder: &Folder, pay_within: &str) -> Result<Self> {
-        let (postgres, kafka, mail_server) = tokio::try_join!(
-            private_postgres(folder),
-            private_kafka(folder),
-            Smtp::start(folder.path().join("mail"), Tls::Implicit)
-        )?;
-        let plan = Plan::new(
-            folder.path(),
-            postgres.url("postgres"),
-            kafka.brokers(),
-            &mail_server,
-            None,
-        )?
-        .set(ORDER_SVC, "orders.pay_within", pay_within)
-        .relay_lease(Duration::from_secs(1));
-        plan.create_databases().await?;
-        tokio::try_join!(plan.migrate(), plan.create_topics())?;
-        let shop = plan.start().await?;
-        shop.consumers_settled().await?;
-        let stage = Self {
-            shop,
-            plan,
-            kafka,
-            _mail_server: mail_server,
-            postgres,
-        };
-        let request = SetStockRequest {
-            request_id: Uuid::new_v4().to_string(),
-            product_id: PRODUCT.to_owned(),
-            available: PIECES,
-            expected_version: None,
-        };
-        stage.inventory()?.set_stock(within(request, DEADLINE)).await?;
-        Ok(stage)
-    }
-
-    async fn database(&self, name: &str) -> Result<Client> {
-        let (client, connection) = tokio_postgres::connect(&self.plan.database_url(name), NoTls).await?;
-        tokio::spawn(connection);
-        Ok(client)
-    }
-
-    /// Clients of the instances in turn.
-    fn orders(&self, turn: usize) -> Result<OrderServiceClient<Channel>> {
-        let process = self.shop.of(ORDER_SVC).nth(turn % 2).context("two instances")?;
-        shop::order_client(process)
-    }
-
-    fn payments(&self, turn: usize) -> Result<PaymentServiceClient<Channel>> {
-        let process = self.shop.of(PAYMENT_SVC).nth(turn % 2).context("two instances")?;
-        Ok(PaymentServiceClient::new(shop::channel(process)?))
-    }
-
-    fn inventory(&self) -> Result<InventoryServiceClient<Channel>> {
-        let process = self.shop.of(INVENTORY_SVC).next().context("an instance")?;
-        Ok(InventoryServiceClient::new(shop::channel(process)?))
-    }
-
-    /// An order of a piece of the product that there is.
-    async fn place(&self, turn: usize) -> Result<Order> {
-        self.place_for(turn, PRODUCT).await
-    }
-
-    async fn place_for(&self, turn: usize, product_id: &str) -> Result<Order> {
-        let request = PlaceOrderRequest {
-            request_id: Uuid::new_v4().to_string(),
-            user_id: Uuid::new_v4().to_string(),
-            items: vec![OrderItem {
-                product_id: product_id.to_owned(),
-                quantity: 1,
-                unit_price_minor_units: 1000 + turn as i64,
-            }],
-            currency_code: "EUR".to_owned(),
-            ..Default::default()
-        };
-        let answer = self.orders(turn)?.place_order(within(request, DEADLINE)).await?;
-        answer.into_inner().order.context("an order")
-    }
-
-    /// Waits until payment-svc has heard of so many orders.
-    async fn known(&self, count: i64) -> Result<()> {
-        let payments = self.database("payments").await?;
-        wait::until("payment-svc has heard of the orders", PATIENCE, || async {
-            let known = databases::count(&payments, "SELECT count(*) FROM known_orders").await?;
-            Ok((known == count).then_some(()))
-        })
-        .await
-    }
-
-    /// Waits until nothing is under way any more: no payment is unfinished, every event is published and has been taken in.
-    async fn quiet(&self) -> Result<()> {
-        let (orders, payments) = (self.database("orders").await?, self.database("payments").await?);
-        let inventory = self.database("inventory").await?;
-        wait::until("everything is settled and told", PATIENCE, || async {
-            let unfinished = "SELECT count(*) FROM payments WHERE status IN ('pending', 'refund_pending')";
-            let taken_in = "SELECT coalesce(sum(version), 0)::bigint FROM consumer_marks";
-            let events = "SELECT count(*) FROM events";
-            let reservations = "SELECT count(*) FROM events WHERE entity_type = 'reservation'";
-            let told = databases::count(&payments, events).await?
-                + databases::count(&inventory, reservations).await?;
-            let placed = databases::count(&orders, events).await?;
-            let settled = databases::count(&payments, unfinished).await? == 0
-                && databases::count(&orders, taken_in).await? == told
-                && databases::count(&payments, taken_in).await? == placed
-                && databases::count(&inventory, taken_in).await? == placed;
-            Ok(settled.then_some(()))
-        })
-        .await
-    }
-
-    /// Available, reserved and sold of the product that there is.
-    async fn stock(&self) -> Result<(i64, i64, i64)> {
-        let request = GetStockRequest {
-            product_id: PRODUCT.to_owned(),
-        };
-        let answer = self.inventory()?.get_stock(within(request, DEADLINE)).await?;
-        let stock = answer.into_inner().stock.context("stock")?;
-        Ok((stock.available, stock.reserved, stock.sold))
-    }
-
-    /// Charges and refunds of the provider, as JSON.
-    async fn ledger(&self) -> Result<serde_json::Value> {
-        let address = self.plan.sandbox_url().trim_start_matches("http://").parse()?;
-        let (status, body) = http_get(address, "/sandbox/ledger").await?;
-        ensure!(status == 200, "the ledger answers {status}");
-        Ok(serde_json::from_str(&body)?)
-    }
-
-    /// Compares the ledgers, rebuilds both databases from their histories, and ends everything.
-    async fn sound(self) -> Result<()> {
-        self.plan.reconcile().await?;
-        self.plan.verify().await?;
-        let Self {
-            shop,
-            mut kafka,
-            mut postgres,
-            ..
-        } = self;
-        shop.stop().await?;
-        kafka.stop().await?;
-        postgres.stop().await
-    }
-}
-
-fn within<T>(message: T, deadline: Duration) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(deadline);
-    request
-}
-
-fn payment_of(order: &Order, card: &str) -> ProcessPaymentRequest {
-    ProcessPaymentRequest {
-        request_id: Uuid::new_v4().to_string(),
-        user_id: order.user_id.clone(),
-        order_id: order.order_id.clone(),
-        amount: order.total.clone(),
-        method: Some(Method::Card(Card {
-            number: card.to_owned(),
-            expiry_month: 12,
-            expiry_year: 2040,
-            cvv: "123".to_owned(),
-        })),
-    }
-}
-
-async fn pay(
-    mut client: PaymentServiceClient<Channel>,
-    request: ProcessPaymentRequest,
-    deadline: Duration,
-) -> Result<Payment, Status> {
-    let answer = client.process_payment(within(request, deadline)).await;
-    let payment = answer.map(Response::into_inner)?.payment;
-    payment.ok_or_else(|| Status::internal("no payment in the answer"))
-}
 
 /// How many orders have this status and this reason to be cancelled.
 async fn orders_with(orders: &Client, status: &str, cancelled_by: Option<&str>) -> Result<i64> {
@@ -235,12 +32,15 @@ async fn who_paid_while_the_broker_was_away_is_not_cancelled() {
 
 async fn expire_without_kafka(folder: &Folder) -> Result<()> {
     const ORDERS: i64 = 20;
-    let mut stage = Stage::start(folder, "15s").await?;
+    let mut stage = Stage::start(folder, "20s").await?;
     let mut placed = Vec::new();
     for turn in 0..ORDERS as usize {
         placed.push(stage.place(turn).await?);
     }
     stage.known(ORDERS).await?;
+    for order in &placed {
+        stage.until(order, "reserved_at IS NOT NULL").await?;
+    }
     stage.kafka.kill()?;
 
     // Every other one is paid. What tells of it waits in payment-svc's outbox.
@@ -251,7 +51,7 @@ async fn expire_without_kafka(folder: &Folder) -> Result<()> {
         ensure!(payment.status() == PaymentStatus::Received, "{payment:?}");
     }
     // Their time is over for all of them, as far as order-svc can know.
-    let orders = stage.database("orders").await?;
+    let orders = stage.database("orders")?;
     wait::until("every order is overdue", PATIENCE, || async {
         let overdue = "SELECT count(*) FROM events WHERE event_type = 'order.overdue'";
         Ok((databases::count(&orders, overdue).await? == ORDERS).then_some(()))
@@ -278,6 +78,27 @@ async fn expire_without_kafka(folder: &Folder) -> Result<()> {
         "{not_paid} of {} were cancelled",
         unpaid.len()
     );
+    let story = stage.story(&unpaid[0]).await?;
+    let way = story.of(&["order", "reservation", "payment"]);
+    way.require(&[
+        (
+            "order",
+            &[
+                "call > order.placed",
+                "inventory.reserved > order.reserved",
+                "time > order.overdue",
+                "payment.failed > order.cancelled",
+            ],
+        ),
+        ("payment", &["order.overdue > payment.failed"]),
+        (
+            "reservation",
+            &[
+                "order.placed > inventory.reserved",
+                "order.cancelled > inventory.released",
+            ],
+        ),
+    ])?;
     let ledger = stage.ledger().await?;
     ensure!(
         ledger["charges"].as_array().map(Vec::len) == Some(paid.len()),
@@ -286,9 +107,9 @@ async fn expire_without_kafka(folder: &Folder) -> Result<()> {
     ensure!(ledger["refunds"].as_array().map(Vec::len) == Some(0), "{ledger}");
     let sold = paid.len() as i64;
     ensure!(
-        stage.stock().await? == (PIECES - sold, 0, sold),
+        stage.stock(PRODUCT).await? == (PIECES - sold, 0, sold),
         "{:?}",
-        stage.stock().await?
+        stage.stock(PRODUCT).await?
     );
     stage.sound().await
 }
@@ -313,7 +134,7 @@ async fn pay_for_nothing(folder: &Folder) -> Result<()> {
         let payment = pay(stage.payments(turn)?, request, DEADLINE).await?;
         ensure!(payment.status() == PaymentStatus::Received, "{payment:?}");
     }
-    let orders = stage.database("orders").await?;
+    let orders = stage.database("orders")?;
     wait::until("all are paid and wait", PATIENCE, || async {
         Ok((orders_with(&orders, "paid", None).await? == ORDERS as i64).then_some(()))
     })
@@ -338,7 +159,7 @@ async fn pay_for_nothing(folder: &Folder) -> Result<()> {
         ledger["refunds"].as_array().map(Vec::len) == Some(ORDERS / 2),
         "{ledger}"
     );
-    ensure!(stage.stock().await? == (PIECES - half, 0, half));
+    ensure!(stage.stock(PRODUCT).await? == (PIECES - half, 0, half));
     stage.sound().await
 }
 
@@ -349,7 +170,7 @@ async fn paying_before_the_order_is_heard_of_and_while_it_is_cancelled() {
         pay_before_it_is_known(&mut stage).await?;
         cancel_while_paying(&stage).await?;
         // The two that were paid and not cancelled.
-        let stock = stage.stock().await?;
+        let stock = stage.stock(PRODUCT).await?;
         ensure!(stock == (PIECES - 2, 0, 2), "{stock:?}");
         stage.sound().await
     })
@@ -429,13 +250,13 @@ async fn cancel_while_paying(stage: &Stage) -> Result<()> {
     stage.quiet().await?;
 
     let ids: Vec<String> = placed.iter().map(|order| order.order_id.clone()).collect();
-    let orders = stage.database("orders").await?;
+    let orders = stage.database("orders")?;
     let kept = "SELECT count(*) FROM orders WHERE order_id::text = ANY($1) AND status <> 'cancelled'";
     ensure!(
         orders.query_one(kept, &[&ids]).await?.get::<_, i64>(0) == 0,
         "an order is not cancelled"
     );
-    let payments = stage.database("payments").await?;
+    let payments = stage.database("payments")?;
     let sql = "SELECT status, count(*) FROM payments WHERE order_id::text = ANY($1) GROUP BY status ORDER BY status";
     let ends: Vec<(String, i64)> = payments
         .query(sql, &[&ids])
