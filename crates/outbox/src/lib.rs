@@ -224,18 +224,19 @@ impl Message {
     }
 }
 
-/// Appends messages within the caller's transaction, ids in the order of the slice.
+/// Appends messages within the caller's transaction, ids in the order of the slice. A shared connection, so that it can be sent
+/// together with other statements.
 ///
 /// # Errors
 /// Whatever PostgreSQL says; the caller's transaction must then be rolled back.
-pub async fn append(conn: &mut AsyncPgConnection, messages: &[Message]) -> QueryResult<()> {
+pub async fn append(conn: &AsyncPgConnection, messages: &[Message]) -> QueryResult<()> {
     use diesel_async::RunQueryDsl as _;
     for messages in messages.chunks(ROWS_PER_STATEMENT) {
         let insert = diesel::insert_into(schema::outbox::table);
         match messages {
             // The usual case; unlike an insert of several rows, its statement is prepared once per connection.
-            [message] => insert.values(message).execute(conn).await?,
-            _ => insert.values(messages).execute(conn).await?,
+            [message] => insert.values(message).execute(&mut &*conn).await?,
+            _ => insert.values(messages).execute(&mut &*conn).await?,
         };
     }
     Ok(())
