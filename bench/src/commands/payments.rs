@@ -2,6 +2,7 @@
 //! orders, as the events would.
 
 use anyhow::{Context, Result, ensure};
+use chrono::Datelike as _;
 use contracts::shop::common::v1::Money;
 use contracts::shop::payment::v1::payment_service_client::PaymentServiceClient;
 use contracts::shop::payment::v1::process_payment_request::Method;
@@ -54,7 +55,7 @@ pub(crate) async fn run(servers: &Servers, sizes: Sizes, report: &mut Report) ->
             // The sandbox's own for payments that succeed.
             number: "4242424242424242".to_owned(),
             expiry_month: 12,
-            expiry_year: 2099,
+            expiry_year: chrono::Utc::now().year() + 3,
             cvv: "123".to_owned(),
         }),
     };
@@ -104,7 +105,7 @@ pub(crate) async fn run(servers: &Servers, sizes: Sizes, report: &mut Report) ->
         let first = take(servers, MOST * sizes.load().as_secs()).await?;
         Ok(format!(
             r#"{{"request_id": "{{{{newUUID}}}}", "user_id": "{USER}", "payment_method_id": "{method}",
-             "order_id": "{{{{printf "0f000000-0000-4000-8000-%012x" (add {first} .RequestNumber)}}}}",
+             "order_id": "{{{{printf `0f000000-0000-4000-8000-%012x` (add {first} .RequestNumber)}}}}",
              "amount": {{"minor_units": {TOTAL}, "currency_code": "EUR"}}}}"#
         ))
     };
