@@ -299,6 +299,8 @@ pub fn decode(id: OrderId, stored: &StoredEvent) -> Result<Event, StoreError> {
 #[diesel(table_name = orders)]
 #[diesel(primary_key(order_id))]
 #[diesel(treat_none_as_null = true)]
+// NULL rather than DEFAULT, with which diesel would prepare every insert anew.
+#[diesel(treat_none_as_default_value = false)]
 #[diesel(check_for_backend(diesel::pg::Pg))]
 pub(crate) struct OrderRow {
     pub(crate) order_id: Uuid,

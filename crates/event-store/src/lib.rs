@@ -99,6 +99,8 @@ pub enum AppendError {
 
 #[derive(Insertable)]
 #[diesel(table_name = events)]
+// NULL rather than DEFAULT, with which diesel would prepare every insert anew.
+#[diesel(treat_none_as_default_value = false)]
 #[diesel(check_for_backend(diesel::pg::Pg))]
 struct EventRow<'a> {
     entity_type: &'a str,

@@ -56,6 +56,8 @@ mod schema {
 /// ```
 #[derive(Debug, Clone, PartialEq, Insertable)]
 #[diesel(table_name = schema::outbox)]
+// NULL rather than DEFAULT, with which diesel would prepare every insert anew.
+#[diesel(treat_none_as_default_value = false)]
 #[diesel(check_for_backend(Pg))]
 #[must_use = "a message does nothing until it is appended"]
 pub struct Message {
