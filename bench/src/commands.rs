@@ -260,7 +260,7 @@ async fn compare(
     }
     if transactions[1..]
         .iter()
-        .any(|pgbench| (pgbench / transactions[0] - 1.0).abs() > 0.15)
+        .any(|pgbench| (pgbench / transactions[0] - 1.0).abs() > 0.5)
     {
         different.push(format!("{transactions:?}: transactions"));
     }
