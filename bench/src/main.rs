@@ -2,6 +2,7 @@
 //! measured how.
 #![expect(clippy::print_stderr, reason = "a command line tool talks to its terminal")]
 
+mod commands;
 mod consumer;
 mod drain;
 mod inventory;
@@ -36,6 +37,8 @@ enum Command {
     Relay(relay::Options),
     /// A consumer into a projection, against the limits of both sides
     Consumer(consumer::Options),
+    /// PlaceOrder and ProcessPayment, against their statements by pgbench
+    Commands(commands::Options),
     /// Orders that all want one product, against orders that want many
     Inventory(inventory::Options),
     /// Publishes an outbox as fast as can be and keeps nothing; what the relay is compared with
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
                 match cli.command {
                     Command::Relay(options) => relay::run(options).await,
                     Command::Consumer(options) => consumer::run(options).await,
+                    Command::Commands(options) => commands::run(options).await,
                     Command::Inventory(options) => inventory::run(options).await,
                     Command::Limit(options) => relay::limit::run(options).await,
                 }

@@ -47,11 +47,16 @@ pub(crate) struct Servers {
 impl Servers {
     /// Fresh ones; what an interrupted run left is removed.
     pub(crate) async fn start() -> Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// With more settings of PostgreSQL.
+    pub(crate) async fn start_with(more: &[(&str, &str)]) -> Result<Self> {
         let folder = paths::target_dir()?.join("bench-run");
         remove_data(&folder)?;
         kafka::fetch_jars()?;
         let mut postgres = Postgres::builder(folder.join("postgres"));
-        for (name, value) in POSTGRES {
+        for (name, value) in POSTGRES.iter().chain(more) {
             postgres = postgres.setting(name, value);
         }
         let mut kafka = Kafka::builder(folder.join("kafka"));

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use local_stack::{debezium, paths};
+use local_stack::{debezium, install, paths};
 
 use crate::{build, ui};
 
@@ -35,6 +35,14 @@ pub(crate) async fn consumer(arguments: &Arguments) -> Result<()> {
     build::install_missing().await?;
     let measured = ["order-query-svc", "order-svc", "outbox-relay"];
     hand_over("consumer", &measured, arguments).await
+}
+
+/// Comes back only when it fails.
+pub(crate) async fn commands(arguments: &Arguments) -> Result<()> {
+    build::install_missing().await?;
+    ui::blocking_step("ghz", || install::ghz().map(drop)).await?;
+    let measured = ["order-svc", "payment-svc", "payment-sandbox"];
+    hand_over("commands", &measured, arguments).await
 }
 
 async fn hand_over(benchmark: &str, measured: &[&str], arguments: &Arguments) -> Result<()> {

@@ -72,6 +72,8 @@ enum BenchCommand {
     Relay(bench::Arguments),
     /// Events into a projection and its rebuild, against the limits of both sides; --help says how much of it
     Consumer(bench::Arguments),
+    /// PlaceOrder and ProcessPayment, against their statements by pgbench; --help says how much of it
+    Commands(bench::Arguments),
     /// Orders that all want one product, against orders that want many
     Inventory(bench::Arguments),
 }
@@ -122,6 +124,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Test(options) => tests::run(options).await,
         Command::Bench(BenchCommand::Relay(arguments)) => bench::relay(&arguments).await,
         Command::Bench(BenchCommand::Consumer(arguments)) => bench::consumer(&arguments).await,
+        Command::Bench(BenchCommand::Commands(arguments)) => bench::commands(&arguments).await,
         Command::Bench(BenchCommand::Inventory(arguments)) => bench::inventory(&arguments).await,
         Command::Stack(StackCommand::Up) => stack::up().await,
         Command::Stack(StackCommand::Down) => stack::down().await,

@@ -127,10 +127,22 @@ impl Orders {
         let input = (command, id, self.pay_within);
         let db = self.db.clone();
         let command = async move {
-            let done = db.transaction(deadline, &input, |conn, (command, id, pay_within)| {
-                Box::pin(place(conn, command, *id, *pay_within))
-            });
-            Ok(done.await?.committed())
+            loop {
+                let done = db.transaction(deadline, &input, |conn, (command, id, pay_within)| {
+                    Box::pin(place(conn, command, *id, *pay_within))
+                });
+                match done.await {
+                    Err(CommandError::Request(RequestError::Recorded)) => {}
+                    done => return Ok(done?.committed()),
+                }
+                let stored = db.read(deadline, &input.0.request, |conn, request| {
+                    Box::pin(async { Ok::<_, CommandError>(requests::find(conn, request).await?) })
+                });
+                // It may have been cleaned away between the two: then it is a new one.
+                if let Some(response) = stored.await? {
+                    return Ok(response);
+                }
+            }
         };
         self.commands.run(command).await
     }
@@ -394,15 +406,11 @@ pub async fn hear(
 }
 
 async fn place(
-    conn: &mut AsyncPgConnection,
+    conn: &AsyncPgConnection,
     command: &PlaceOrder,
     id: OrderId,
     pay_within: TimeDelta,
 ) -> Result<Done<proto::PlaceOrderResponse>, CommandError> {
-    let ticket = match requests::claim(conn, &command.request).await? {
-        Claim::New(ticket) => ticket,
-        Claim::Repeat(response) => return Ok(Done::repeat(response)),
-    };
     let now = now();
     let order = NewOrder {
         id,
@@ -416,8 +424,12 @@ async fn place(
     let response = proto::PlaceOrderResponse {
         order: Some(change.order().into()),
     };
-    ticket.complete(conn, &response).await?;
-    let recorded = store::save(conn, &change, &cause(id, Some(command.request.request_id()))).await?;
+    let request = async { Ok(requests::record(conn, &command.request, &response).await?) };
+    let cause = cause(id, Some(command.request.request_id()));
+    let order = async { Ok::<_, CommandError>(store::save(conn, &change, &cause).await?) };
+    // Nothing here depends on an answer of the database: one round trip. The request comes first: it waits for the same one in
+    // another transaction.
+    let ((), recorded) = tokio::try_join!(biased; request, order)?;
     Ok(Done { response, recorded })
 }
 
@@ -454,9 +466,10 @@ async fn change<R: prost::Message + Default>(
     let now = now_after(&order);
     let change = Change::make(Some(order), asked.command.clone(), now)?;
     let response = respond(Some(change.order().into()));
-    ticket.complete(conn, &response).await?;
+    let request = async { Ok(ticket.complete(conn, &response).await?) };
     let cause = cause(asked.order_id, Some(asked.request.request_id()));
-    let recorded = store::save(conn, &change, &cause).await?;
+    let order = async { Ok::<_, CommandError>(store::save(conn, &change, &cause).await?) };
+    let ((), recorded) = tokio::try_join!(biased; request, order)?;
     Ok(Done { response, recorded })
 }
 

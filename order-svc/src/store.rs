@@ -1,7 +1,7 @@
 //! Orders in PostgreSQL: the only module that knows the schema, and the only one that writes.
 //!
 //! [`save`] is the only public write. It takes the new state together with its events, so state without event cannot be
-//! written: first the order's row, which locks it and checks the version, then history and outbox.
+//! written: the order's row, by which the version is checked, its history and the outbox, in one round trip.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -181,13 +181,13 @@ pub struct Recorded {
     pub version: i64,
 }
 
-/// Writes what a command did: the order's row, its events and their outbox rows, in the caller's transaction. Writes
-/// nothing when nothing happened.
+/// Writes what a command did: the order's row, its events and their outbox rows, in the caller's transaction, which has locked
+/// the order if there was one. Writes nothing when nothing happened.
 ///
 /// # Errors
 /// [`StoreError::Conflict`] when the order is not at the version that the change starts from.
 pub async fn save(
-    conn: &mut AsyncPgConnection,
+    conn: &AsyncPgConnection,
     change: &Change,
     cause: &Cause,
 ) -> Result<Vec<Recorded>, StoreError> {
@@ -196,22 +196,22 @@ pub async fn save(
         return Ok(Vec::new());
     }
     let row = OrderRow::from(order);
-    let written = if before == 0 {
-        diesel::insert_into(orders::table)
-            .values(&row)
-            .execute(conn)
-            .await
-    } else {
-        let target = orders::table.find(order.id.0).filter(orders::version.eq(before));
-        diesel::update(target).set(&row).execute(conn).await
-    };
-    match written {
-        Ok(1) => {}
-        Ok(_) | Err(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
-            return Err(StoreError::Conflict(order.id));
+    let state = async {
+        let written = if before == 0 {
+            let insert = diesel::insert_into(orders::table).values(&row);
+            insert.execute(&mut &*conn).await
+        } else {
+            let target = orders::table.find(order.id.0).filter(orders::version.eq(before));
+            diesel::update(target).set(&row).execute(&mut &*conn).await
+        };
+        match written {
+            Ok(1) => Ok(()),
+            Ok(_) | Err(DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
+                Err(StoreError::Conflict(order.id))
+            }
+            Err(error) => Err(error.into()),
         }
-        Err(error) => return Err(error.into()),
-    }
+    };
     let events: Vec<NewEvent> = change
         .events()
         .iter()
@@ -222,12 +222,14 @@ pub async fn save(
         entity_id: order.id.to_string(),
         topic: None,
     };
-    let ids = event_store::append(conn, &entity, before, &events, cause)
-        .await
-        .map_err(|error| match error {
+    let events_and_outbox = async {
+        let appended = event_store::append(conn, &entity, before, &events, cause).await;
+        appended.map_err(|error| match error {
             AppendError::Conflict => StoreError::Conflict(order.id),
             AppendError::Database(error) => error.into(),
-        })?;
+        })
+    };
+    let ((), ids) = tokio::try_join!(biased; state, events_and_outbox)?;
     let recorded = |((version, event), event_id): ((i64, &NewEvent), Uuid)| Recorded {
         event_id,
         event_type: event.event_type,
@@ -297,6 +299,8 @@ pub fn decode(id: OrderId, stored: &StoredEvent) -> Result<Event, StoreError> {
 #[diesel(table_name = orders)]
 #[diesel(primary_key(order_id))]
 #[diesel(treat_none_as_null = true)]
+// NULL rather than DEFAULT, with which diesel would prepare every insert anew.
+#[diesel(treat_none_as_default_value = false)]
 #[diesel(check_for_backend(diesel::pg::Pg))]
 pub(crate) struct OrderRow {
     pub(crate) order_id: Uuid,

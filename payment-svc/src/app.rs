@@ -174,10 +174,17 @@ impl Payments {
     /// [`CommandError`]
     pub async fn pay(&self, deadline: Deadline, command: Pay) -> Result<Payment, CommandError> {
         let answer_by = answer_by(deadline);
-        if let Some(id) = self.repeated(deadline, &command.request).await? {
+        let (repeated, order) = self.look_up(deadline, &command).await?;
+        if let Some(id) = repeated {
             return self.settled(id, answer_by, Status::Pending).await;
         }
-        let order = self.known_order(&command, answer_by, deadline).await?;
+        let order = match order {
+            Some(order) => order,
+            None => self.known_order(&command, answer_by, deadline).await?,
+        };
+        if order.user_id != command.user_id {
+            return Err(Missing::Order.into());
+        }
         let method_id = match self.method_of(deadline, &command, &order).await {
             Ok(id) => id,
             // What stands in the way may be this very request, which came twice at once.
@@ -292,29 +299,40 @@ impl Payments {
             }
             // Nobody listens any more when the client has gone.
             let _ = tell.send(begun.payment);
-            if drives
-                && room.is_some()
-                && let Err(error) = this.driver.drive(due, &this.stop).await
-            {
+            if !drives || room.is_none() {
+                return Ok(None);
+            }
+            let driven = this.driver.drive(due, &this.stop).await;
+            let driven = driven.inspect_err(|error| {
                 tracing::warn!(
-                    entity.id = %due.payment_id, error = %telemetry::chain(&error),
+                    entity.id = %due.payment_id, error = %telemetry::chain(error),
                     "a payment cannot be brought on, and is taken up again later"
                 );
-            }
-            Ok::<_, CommandError>(())
+            });
+            Ok::<_, CommandError>(driven.ok())
         };
         let run = self.commands.run(task);
         tokio::pin!(run, told);
         // First what is stored, then as much of the rest as there is time for.
+        let mut driven = None;
         let payment = tokio::select! {
             biased;
-            Ok(payment) = &mut told => payment,
+            Ok(payment) = &mut told => {
+                // Whoever brings it on here knows first how it ended.
+                tokio::select! {
+                    // What is stored is sure, whatever became of bringing it on.
+                    ended = &mut run => driven = ended.ok().flatten(),
+                    () = tokio::time::sleep_until(answer_by) => {}
+                }
+                payment
+            }
             ended = &mut run => {
-                ended?;
+                driven = ended?;
                 told.try_recv().map_err(|_| DbError::DeadlinePassed)?
             }
             () = tokio::time::sleep_until(deadline.at()) => return Err(DbError::DeadlinePassed.into()),
         };
+        let payment = driven.unwrap_or(payment);
         if payment.status != unsettled {
             return Ok(payment);
         }
@@ -350,6 +368,27 @@ impl Payments {
     ) -> Result<Option<PaymentId>, CommandError> {
         let response: Option<proto::ProcessPaymentResponse> = self.find_response(deadline, request).await?;
         response.as_ref().map(paid_by).transpose()
+    }
+
+    /// The payment that a request has started, if it came before, and the order, if it is known: in one round trip.
+    async fn look_up(
+        &self,
+        deadline: Deadline,
+        command: &Pay,
+    ) -> Result<(Option<PaymentId>, Option<KnownOrder>), CommandError> {
+        self.db
+            .read(deadline, command, |conn, command| {
+                let conn = &*conn;
+                Box::pin(async move {
+                    let response = async { Ok(requests::find(conn, &command.request).await?) };
+                    let order = async {
+                        Ok::<_, CommandError>(store::load_order(conn, command.order_id, Lock::None).await?)
+                    };
+                    let (response, order) = tokio::try_join!(biased; response, order)?;
+                    Ok((response.as_ref().map(paid_by).transpose()?, order))
+                })
+            })
+            .await
     }
 
     /// What to pay by; a card is handed to the provider.
@@ -391,12 +430,7 @@ impl Payments {
                 .await
         };
         let order = self.waits.find(order_id.0, until, look).await?;
-        let order = order.ok_or(CommandError::OrderNotKnownYet)?;
-        if order.user_id == command.user_id {
-            Ok(order)
-        } else {
-            Err(Missing::Order.into())
-        }
+        order.ok_or(CommandError::OrderNotKnownYet)
     }
 
     async fn load(&self, deadline: Deadline, id: PaymentId) -> Result<Option<Payment>, CommandError> {
@@ -558,20 +592,35 @@ async fn create_method(
     Ok(response)
 }
 
-async fn pay(conn: &mut AsyncPgConnection, start: &Start) -> Result<Begun, CommandError> {
-    let ticket = match requests::claim::<proto::ProcessPaymentResponse>(conn, &start.request).await? {
+async fn pay(conn: &AsyncPgConnection, start: &Start) -> Result<Begun, CommandError> {
+    let claim = async {
+        let claim = requests::claim::<proto::ProcessPaymentResponse>(conn, &start.request).await;
+        claim.map_err(CommandError::from)
+    };
+    let found = async {
+        // The payment last, under the order's lock.
+        let found = tokio::try_join!(
+            biased;
+            store::find_method(conn, start.method_id),
+            store::load_order(conn, start.order_id, Lock::Update),
+            store::live_payments(conn, std::slice::from_ref(&start.order_id)),
+        );
+        found.map_err(CommandError::from)
+    };
+    // One round trip. A repeat has no use for what was found.
+    let (claim, (known, order, live)) = tokio::try_join!(biased; claim, found)?;
+    let ticket = match claim {
         Claim::New(ticket) => ticket,
         Claim::Repeat(response) => {
             let stored = store::load_payment(conn, paid_by(&response)?, Lock::None).await?;
             return Ok(Begun::before(stored.ok_or(Missing::Payment)?.payment));
         }
     };
-    let order = store::load_order(conn, start.order_id, Lock::Update).await?;
     let order = order
         .filter(|order| order.user_id == start.user_id)
         .ok_or(Missing::Order)?;
-    may_start(conn, &order, start.amount).await?;
-    let known = store::find_method(conn, start.method_id).await?;
+    let live = live.first().map(|stored| stored.payment.status);
+    order.may_start(start.amount, live)?;
     let known = known
         .filter(|known| known.user_id == start.user_id)
         .ok_or(Missing::Method)?;
@@ -586,8 +635,10 @@ async fn pay(conn: &mut AsyncPgConnection, start: &Start) -> Result<Begun, Comma
     let response = proto::ProcessPaymentResponse {
         payment: Some(change.payment().into()),
     };
-    ticket.complete(conn, &response).await?;
-    let facts = store::save(conn, &change, &cause(&start.request), start.lease).await?;
+    let request = async { Ok(ticket.complete(conn, &response).await?) };
+    let cause = cause(&start.request);
+    let payment = async { Ok::<_, CommandError>(store::save(conn, &change, &cause, start.lease).await?) };
+    let ((), facts) = tokio::try_join!(biased; request, payment)?;
     Ok(Begun {
         payment: change.into_payment(),
         facts,
@@ -640,11 +691,7 @@ async fn find(
 }
 
 /// Whether a payment of this amount may be started.
-async fn may_start(
-    conn: &mut AsyncPgConnection,
-    order: &KnownOrder,
-    amount: Money,
-) -> Result<(), CommandError> {
+async fn may_start(conn: &AsyncPgConnection, order: &KnownOrder, amount: Money) -> Result<(), CommandError> {
     let live = store::live_payments(conn, &[order.id]).await?;
     let status = live.first().map(|stored| stored.payment.status);
     Ok(order.may_start(amount, status)?)

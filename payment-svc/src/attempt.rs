@@ -16,14 +16,14 @@ use service::deadline::Deadline;
 use service::telemetry::chain;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::{ChargeState, Failure, Payment, Reason, RefundState, Seen, Step, take_turn};
+use crate::domain::{ChargeState, Failure, KnownOrder, Payment, Reason, RefundState, Seen, Step, take_turn};
 use crate::facts::Facts;
 use crate::failpoints::{self, pass};
 use crate::provider::{
     CallError, Charge, Decline, DeclineReason, Intent, IntentId, IntentState, MethodToken, Provider, Refund,
     RefundStatus,
 };
-use crate::store::{self, Due, Fact, Lock, StoreError};
+use crate::store::{self, Due, Fact, Lock, StoreError, Stored};
 
 /// Steps that a driver takes in one go. An ordinary payment has three; many more mean that the provider goes round in circles.
 const STEPS: usize = 12;
@@ -423,14 +423,23 @@ fn refund_state(payment: &Payment, refunds: &[Refund]) -> RefundState {
     }
 }
 
+/// The order and then the payment, locked in one round trip.
+async fn lock(
+    conn: &AsyncPgConnection,
+    due: Due,
+) -> Result<(Option<KnownOrder>, Option<Stored>), StoreError> {
+    tokio::try_join!(
+        biased;
+        store::load_order(conn, due.order_id, Lock::Update),
+        store::load_payment(conn, due.payment_id, Lock::Update),
+    )
+}
+
 async fn turn(conn: &mut AsyncPgConnection, input: &Input) -> Result<Turn, StoreError> {
     let Due { payment_id, order_id } = input.due;
-    let order = store::load_order(conn, order_id, Lock::Update)
-        .await?
-        .ok_or(StoreError::NoOrder(payment_id))?;
-    let stored = store::load_payment(conn, payment_id, Lock::Update)
-        .await?
-        .ok_or(StoreError::Conflict(payment_id))?;
+    let (order, stored) = lock(conn, input.due).await?;
+    let order = order.ok_or(StoreError::NoOrder(payment_id))?;
+    let stored = stored.ok_or(StoreError::Conflict(payment_id))?;
     let (delays, cause) = (stored.work.delays, stored.work.cause);
     let before = stored.payment.clone();
     let made = input.made.as_ref().map(IntentId::as_str);
@@ -471,8 +480,8 @@ async fn turn(conn: &mut AsyncPgConnection, input: &Input) -> Result<Turn, Store
 }
 
 async fn postpone(conn: &mut AsyncPgConnection, due: Due, turn: &Turn, pace: Pace) -> Result<(), StoreError> {
-    let order = store::load_order(conn, due.order_id, Lock::Update).await?;
-    let Some(stored) = store::load_payment(conn, due.payment_id, Lock::Update).await? else {
+    let (order, stored) = lock(conn, due).await?;
+    let Some(stored) = stored else {
         return Ok(());
     };
     let delays = stored.work.delays;

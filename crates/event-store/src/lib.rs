@@ -99,6 +99,8 @@ pub enum AppendError {
 
 #[derive(Insertable)]
 #[diesel(table_name = events)]
+// NULL rather than DEFAULT, with which diesel would prepare every insert anew.
+#[diesel(treat_none_as_default_value = false)]
 #[diesel(check_for_backend(diesel::pg::Pg))]
 struct EventRow<'a> {
     entity_type: &'a str,
@@ -128,12 +130,13 @@ pub struct Entry<'a> {
 const ROWS_PER_STATEMENT: usize = 1_000;
 
 /// Appends events to the history of an entity at `expected_version` (0: it has none yet), and to the outbox, within the
-/// caller's transaction. Returns the ids of the events. The caller has locked the entity or written its row first.
+/// caller's transaction. Returns the ids of the events. The caller has locked the entity, or writes its first row in the same
+/// transaction: with a shared connection, all of that can be sent together.
 ///
 /// # Errors
 /// [`AppendError::Conflict`] when the entity already has a later version.
 pub async fn append(
-    conn: &mut AsyncPgConnection,
+    conn: &AsyncPgConnection,
     entity: &Entity,
     expected_version: i64,
     new_events: &[NewEvent],
@@ -155,10 +158,7 @@ pub async fn append(
 ///
 /// # Errors
 /// [`AppendError::Conflict`] when one of the entities already has a later version.
-pub async fn append_all(
-    conn: &mut AsyncPgConnection,
-    entries: &[Entry<'_>],
-) -> Result<Vec<Uuid>, AppendError> {
+pub async fn append_all(conn: &AsyncPgConnection, entries: &[Entry<'_>]) -> Result<Vec<Uuid>, AppendError> {
     let ids: Vec<Uuid> = entries.iter().map(|_| Uuid::now_v7()).collect();
     let rows: Vec<EventRow<'_>> = entries
         .iter()
@@ -177,19 +177,6 @@ pub async fn append_all(
             traceparent: entry.cause.traceparent.as_deref(),
         })
         .collect();
-    for rows in rows.chunks(ROWS_PER_STATEMENT) {
-        let insert = diesel::insert_into(events::table);
-        let inserted = match rows {
-            // Unlike an insert of several rows, this statement is prepared once per connection.
-            [row] => insert.values(row).execute(conn).await,
-            rows => insert.values(rows).execute(conn).await,
-        };
-        inserted.map_err(|error| match error {
-            DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _) => AppendError::Conflict,
-            error => AppendError::Database(error),
-        })?;
-    }
-
     let messages: Vec<outbox::Message> = rows
         .iter()
         .zip(entries)
@@ -220,9 +207,27 @@ pub async fn append_all(
             },
         )
         .collect();
-    outbox::append(conn, &messages)
-        .await
-        .map_err(AppendError::Database)?;
+    let history = async {
+        for rows in rows.chunks(ROWS_PER_STATEMENT) {
+            let insert = diesel::insert_into(events::table);
+            let inserted = match rows {
+                // Unlike an insert of several rows, this statement is prepared once per connection.
+                [row] => insert.values(row).execute(&mut &*conn).await,
+                rows => insert.values(rows).execute(&mut &*conn).await,
+            };
+            inserted.map_err(|error| match error {
+                DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _) => AppendError::Conflict,
+                error => AppendError::Database(error),
+            })?;
+        }
+        Ok(())
+    };
+    let outbox = async {
+        let appended = outbox::append(conn, &messages).await;
+        appended.map_err(AppendError::Database)
+    };
+    // One round trip. After the first error PostgreSQL refuses the rest, so that the first one is what went wrong.
+    tokio::try_join!(biased; history, outbox)?;
     Ok(ids)
 }
 

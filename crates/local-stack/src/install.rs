@@ -284,40 +284,52 @@ fn available(packages: &'static [&'static str]) -> &'static str {
 /// The version of stripe-mock that holds the description of Stripe's API to which payment-svc is pinned.
 const STRIPE_MOCK: &str = "v0.203.0";
 
-/// The executable of stripe-mock, which checks requests against Stripe's own description of its API. Built with Go, once per
-/// target directory.
+/// The executable of stripe-mock, which checks requests against Stripe's own description of its API.
 pub fn stripe_mock() -> Result<PathBuf> {
-    let folder = paths::target_dir()?.join(format!("tools/stripe-mock-{STRIPE_MOCK}"));
-    let executable = folder.join("stripe-mock");
+    go_program("stripe-mock", "github.com/stripe/stripe-mock", STRIPE_MOCK)
+}
+
+/// The executable of ghz, which sends gRPC calls as fast as they are answered.
+pub fn ghz() -> Result<PathBuf> {
+    go_program("ghz", "github.com/bojand/ghz/cmd/ghz", "v0.121.0")
+}
+
+/// An executable that is built with Go, once per target directory.
+fn go_program(name: &str, package: &str, version: &str) -> Result<PathBuf> {
+    let folder = paths::target_dir()?.join(format!("tools/{name}-{version}"));
+    let executable = folder.join(name);
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     // Several tests may want it at once.
     let lock = std::fs::File::create(folder.join("lock"))?;
-    lock.lock().context("cannot lock the folder of stripe-mock")?;
+    lock.lock()
+        .with_context(|| format!("cannot lock {}", folder.display()))?;
     if executable.is_file() {
         return Ok(executable);
     }
     let go = paths::on_path("go")
         .or_else(|| Some(PathBuf::from("/usr/local/go/bin/go")).filter(|path| path.is_file()))
-        .context(
-            "stripe-mock is built with Go 1.21 or newer, which is not installed: see https://go.dev/dl, or apt-get install \
-             golang-go where that is new enough (Debian 13, Ubuntu 24.04)",
-        )?;
+        .with_context(|| {
+            format!(
+                "{name} is built with Go 1.23 or newer, which is not installed: see https://go.dev/dl, or apt-get install \
+                 golang-go where that is new enough (Debian 13)"
+            )
+        })?;
     let incomplete = folder.join("incomplete");
     let output = Command::new(go)
         .arg("install")
-        .arg(format!("github.com/stripe/stripe-mock@{STRIPE_MOCK}"))
+        .arg(format!("{package}@{version}"))
         .env("GOBIN", &incomplete)
         .stdin(Stdio::null())
         .output()
         .context("Go did not start")?;
     if !output.status.success() {
         bail!(
-            "Go could not build stripe-mock (is it 1.21 or newer, and is the Go module proxy, or the one that GOPROXY names, \
+            "Go could not build {name} (is it 1.23 or newer, and is the Go module proxy, or the one that GOPROXY names, \
              reachable?):\n{}",
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    std::fs::rename(incomplete.join("stripe-mock"), &executable)?;
+    std::fs::rename(incomplete.join(name), &executable)?;
     Ok(executable)
 }
 

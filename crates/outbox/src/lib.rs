@@ -56,6 +56,8 @@ mod schema {
 /// ```
 #[derive(Debug, Clone, PartialEq, Insertable)]
 #[diesel(table_name = schema::outbox)]
+// NULL rather than DEFAULT, with which diesel would prepare every insert anew.
+#[diesel(treat_none_as_default_value = false)]
 #[diesel(check_for_backend(Pg))]
 #[must_use = "a message does nothing until it is appended"]
 pub struct Message {
@@ -224,18 +226,19 @@ impl Message {
     }
 }
 
-/// Appends messages within the caller's transaction, ids in the order of the slice.
+/// Appends messages within the caller's transaction, ids in the order of the slice. A shared connection, so that it can be sent
+/// together with other statements.
 ///
 /// # Errors
 /// Whatever PostgreSQL says; the caller's transaction must then be rolled back.
-pub async fn append(conn: &mut AsyncPgConnection, messages: &[Message]) -> QueryResult<()> {
+pub async fn append(conn: &AsyncPgConnection, messages: &[Message]) -> QueryResult<()> {
     use diesel_async::RunQueryDsl as _;
     for messages in messages.chunks(ROWS_PER_STATEMENT) {
         let insert = diesel::insert_into(schema::outbox::table);
         match messages {
             // The usual case; unlike an insert of several rows, its statement is prepared once per connection.
-            [message] => insert.values(message).execute(conn).await?,
-            _ => insert.values(messages).execute(conn).await?,
+            [message] => insert.values(message).execute(&mut &*conn).await?,
+            _ => insert.values(messages).execute(&mut &*conn).await?,
         };
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! Idempotent commands: a request id, scoped to caller and method, has one outcome.
 //!
-//! Within the command's transaction: [`claim`] first, then the work, then [`Ticket::complete`] with the response. The claim
+//! Within the command's transaction: [`claim`] first, then the work, then [`Ticket::complete`] with the response. Where the
+//! response does not depend on what is in the database, [`record`] does both, in the same round trip as the work. The claim
 //! is an `INSERT … ON CONFLICT DO NOTHING`. When the same id is in flight in another transaction it waits for that one: if
 //! the other commits, nothing is inserted, and the next statement (READ COMMITTED takes a new snapshot for each) reads the
 //! stored response; if it rolls back, this insert goes through and this command does the work. A command that fails rolls
@@ -77,6 +78,8 @@ impl RequestKey {
 pub enum RequestError {
     #[error("the request id was used for another request")]
     Reused,
+    #[error("the request id was used before")]
+    Recorded,
     #[error("the stored response cannot be read")]
     Undecodable(#[source] prost::DecodeError),
     #[error("a request was committed without its response")]
@@ -102,7 +105,8 @@ impl RequestError {
                     "request_id was used before, for a request with another content",
                 )
                 .build(),
-            Self::Undecodable(_) | Self::Incomplete => {
+            // Whoever records a request looks for the response then.
+            Self::Undecodable(_) | Self::Incomplete | Self::Recorded => {
                 tracing::error!(error = %chain(self), "a stored response is broken");
                 domain
                     .status(Code::Internal, "INTERNAL", "internal error")
@@ -132,7 +136,7 @@ pub struct Ticket<'k>(&'k RequestKey);
 /// # Errors
 /// [`RequestError::Reused`] when the id belongs to a request with another content.
 pub async fn claim<'k, R: prost::Message + Default>(
-    conn: &mut AsyncPgConnection,
+    conn: &AsyncPgConnection,
     key: &'k RequestKey,
 ) -> Result<Claim<'k, R>, RequestError> {
     loop {
@@ -144,7 +148,7 @@ pub async fn claim<'k, R: prost::Message + Default>(
                 requests::fingerprint.eq(key.fingerprint.as_slice()),
             ))
             .on_conflict_do_nothing()
-            .execute(conn)
+            .execute(&mut &*conn)
             .await?;
         if inserted == 1 {
             return Ok(Claim::New(Ticket(key)));
@@ -156,18 +160,47 @@ pub async fn claim<'k, R: prost::Message + Default>(
     }
 }
 
+/// Records a request with its response within the caller's transaction, which must be READ COMMITTED. A shared connection, so
+/// that it can be sent together with the work.
+///
+/// # Errors
+/// [`RequestError::Recorded`] when it was recorded before, as this one or another: the transaction must be rolled back, and
+/// [`find`] tells what became of it. It may have been cleaned away by then: then it is a new one.
+pub async fn record(
+    conn: &AsyncPgConnection,
+    key: &RequestKey,
+    response: &impl prost::Message,
+) -> Result<(), RequestError> {
+    let inserted = diesel::insert_into(requests::table)
+        .values((
+            requests::caller.eq(&key.caller),
+            requests::method.eq(key.method),
+            requests::request_id.eq(key.request_id),
+            requests::fingerprint.eq(key.fingerprint.as_slice()),
+            requests::response.eq(response.encode_to_vec()),
+        ))
+        .on_conflict_do_nothing()
+        .execute(&mut &*conn)
+        .await?;
+    if inserted == 1 {
+        Ok(())
+    } else {
+        Err(RequestError::Recorded)
+    }
+}
+
 /// The response to a request that took effect, if it did: for what has to be known before the transaction of the command.
 ///
 /// # Errors
 /// [`RequestError::Reused`] when the id belongs to a request with another content.
 pub async fn find<R: prost::Message + Default>(
-    conn: &mut AsyncPgConnection,
+    conn: &AsyncPgConnection,
     key: &RequestKey,
 ) -> Result<Option<R>, RequestError> {
     let stored: Option<(Vec<u8>, Option<Vec<u8>>)> = requests::table
         .find((&key.caller, key.method, key.request_id))
         .select((requests::fingerprint, requests::response))
-        .first(conn)
+        .first(&mut &*conn)
         .await
         .optional()?;
     match stored {
@@ -189,12 +222,12 @@ impl Ticket<'_> {
     /// Whatever PostgreSQL says; the transaction must then be rolled back.
     pub async fn complete(
         self,
-        conn: &mut AsyncPgConnection,
+        conn: &AsyncPgConnection,
         response: &impl prost::Message,
     ) -> Result<(), RequestError> {
         diesel::update(requests::table.find((&self.0.caller, self.0.method, self.0.request_id)))
             .set(requests::response.eq(response.encode_to_vec()))
-            .execute(conn)
+            .execute(&mut &*conn)
             .await?;
         Ok(())
     }

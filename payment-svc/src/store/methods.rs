@@ -28,11 +28,11 @@ pub struct KnownMethod {
 /// # Errors
 /// [`StoreError::BrokenMethod`] when the row cannot be a method's.
 pub async fn find_method(
-    conn: &mut AsyncPgConnection,
+    conn: &AsyncPgConnection,
     id: PaymentMethodId,
 ) -> Result<Option<KnownMethod>, StoreError> {
     let query = payment_methods::table.find(id.0).select(MethodRow::as_select());
-    let row = query.first(conn).await.optional()?;
+    let row = query.first(&mut &*conn).await.optional()?;
     row.map(MethodRow::into_method).transpose()
 }
 

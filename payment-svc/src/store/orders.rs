@@ -18,14 +18,17 @@ use crate::domain::{KnownOrder, OrderId, PaymentMethodId, UserId};
 /// # Errors
 /// [`StoreError::BrokenOrder`] when the row cannot be an order's.
 pub async fn load_order(
-    conn: &mut AsyncPgConnection,
+    conn: &AsyncPgConnection,
     id: OrderId,
     lock: Lock,
 ) -> Result<Option<KnownOrder>, StoreError> {
     let query = known_orders::table.find(id.0).select(OrderRow::as_select());
     let row = match lock {
-        Lock::None => query.first(conn).await.optional()?,
-        Lock::Update => query.for_no_key_update().first(conn).await.optional()?,
+        Lock::None => query.first(&mut &*conn).await.optional()?,
+        Lock::Update => {
+            let query = query.for_no_key_update();
+            query.first(&mut &*conn).await.optional()?
+        }
     };
     row.map(OrderRow::into_order).transpose()
 }

@@ -72,7 +72,7 @@ pub struct Fact {
 /// # Errors
 /// [`StoreError::Broken`] when the row cannot be a payment's.
 pub async fn load_payment(
-    conn: &mut AsyncPgConnection,
+    conn: &AsyncPgConnection,
     id: PaymentId,
     lock: Lock,
 ) -> Result<Option<Stored>, StoreError> {
@@ -80,8 +80,11 @@ pub async fn load_payment(
         .find(id.0)
         .select((PaymentRow::as_select(), WorkRow::as_select()));
     let row = match lock {
-        Lock::None => query.first(conn).await.optional()?,
-        Lock::Update => query.for_no_key_update().first(conn).await.optional()?,
+        Lock::None => query.first(&mut &*conn).await.optional()?,
+        Lock::Update => {
+            let query = query.for_no_key_update();
+            query.first(&mut &*conn).await.optional()?
+        }
     };
     row.map(stored).transpose()
 }
@@ -90,17 +93,14 @@ pub async fn load_payment(
 ///
 /// # Errors
 /// [`StoreError::Broken`] when a row cannot be a payment's.
-pub async fn live_payments(
-    conn: &mut AsyncPgConnection,
-    orders: &[OrderId],
-) -> Result<Vec<Stored>, StoreError> {
+pub async fn live_payments(conn: &AsyncPgConnection, orders: &[OrderId]) -> Result<Vec<Stored>, StoreError> {
     let ids: Vec<Uuid> = orders.iter().map(|id| id.0).collect();
     let rows = payments::table
         .filter(payments::order_id.eq_any(ids))
         // Not by a parameter: a plan that is kept could not use the partial index.
         .filter(sql::<Bool>("status <> 'failed'"))
         .select((PaymentRow::as_select(), WorkRow::as_select()))
-        .load(conn)
+        .load(&mut &*conn)
         .await?;
     rows.into_iter().map(stored).collect()
 }
@@ -112,7 +112,7 @@ pub async fn live_payments(
 /// [`StoreError::Conflict`] when the payment is not as it was before the change, [`StoreError::OtherPayment`] when the order
 /// has one already that has not failed.
 pub async fn save(
-    conn: &mut AsyncPgConnection,
+    conn: &AsyncPgConnection,
     change: &Change,
     cause: &Cause,
     due: Duration,
@@ -120,41 +120,43 @@ pub async fn save(
     let payment = change.payment();
     let row = PaymentRow::from(payment);
     let due = due_in(payment.is_unfinished().then_some(due.as_secs_f64()));
-    let written = match change.before() {
-        None => {
-            let work = WorkRow::new(cause);
-            diesel::insert_into(payments::table)
-                .values((&row, &work, payments::next_step_at.eq(due)))
-                .execute(conn)
-                .await
-        }
-        Some((status, version)) => {
-            let target = payments::table
-                .find(payment.id.0)
-                .filter(payments::status.eq(name_of(&STATUSES, status)))
-                .filter(payments::version.eq(version));
-            let begins = status != payment.status && payment.status == Status::RefundPending;
-            let changes = (
-                &row,
-                payments::next_step_at.eq(due),
-                // A refund has a cause of its own, and begins with patience.
-                begins.then(|| {
-                    (
-                        payments::delays.eq(0),
-                        payments::causation_id.eq(cause.causation_id),
-                        payments::traceparent.eq(&cause.traceparent),
-                        payments::tracestate.eq(&cause.tracestate),
-                    )
-                }),
-            );
-            diesel::update(target).set(changes).execute(conn).await
+    let state = async {
+        let written = match change.before() {
+            None => {
+                let work = WorkRow::new(cause);
+                diesel::insert_into(payments::table)
+                    .values((&row, &work, payments::next_step_at.eq(due)))
+                    .execute(&mut &*conn)
+                    .await
+            }
+            Some((status, version)) => {
+                let target = payments::table
+                    .find(payment.id.0)
+                    .filter(payments::status.eq(name_of(&STATUSES, status)))
+                    .filter(payments::version.eq(version));
+                let begins = status != payment.status && payment.status == Status::RefundPending;
+                let changes = (
+                    &row,
+                    payments::next_step_at.eq(due),
+                    // A refund has a cause of its own, and begins with patience.
+                    begins.then(|| {
+                        (
+                            payments::delays.eq(0),
+                            payments::causation_id.eq(cause.causation_id),
+                            payments::traceparent.eq(&cause.traceparent),
+                            payments::tracestate.eq(&cause.tracestate),
+                        )
+                    }),
+                );
+                diesel::update(target).set(changes).execute(&mut &*conn).await
+            }
+        };
+        match written {
+            Ok(1) => Ok(()),
+            Ok(_) => Err(StoreError::Conflict(payment.id)),
+            Err(error) => Err(refused(error, payment.id)),
         }
     };
-    match written {
-        Ok(1) => {}
-        Ok(_) => return Err(StoreError::Conflict(payment.id)),
-        Err(error) => return Err(refused(error, payment.id)),
-    }
     let new_events: Vec<NewEvent> = change
         .events()
         .iter()
@@ -166,19 +168,21 @@ pub async fn save(
         entity_id: payment.id.to_string(),
         topic: None,
     };
-    let cause = event_store::Cause {
+    let caused = event_store::Cause {
         source: SOURCE,
         correlation_id: payment.order_id.0,
         causation_id: Some(cause.causation_id),
         traceparent: cause.traceparent.clone(),
         tracestate: cause.tracestate.clone(),
     };
-    let ids = event_store::append(conn, &entity, before, &new_events, &cause)
-        .await
-        .map_err(|error| match error {
+    let events_and_outbox = async {
+        let appended = event_store::append(conn, &entity, before, &new_events, &caused).await;
+        appended.map_err(|error| match error {
             AppendError::Conflict => StoreError::Conflict(payment.id),
             AppendError::Database(error) => error.into(),
-        })?;
+        })
+    };
+    let ((), ids) = tokio::try_join!(biased; state, events_and_outbox)?;
     Ok(facts(change, &new_events, &ids))
 }
 
@@ -409,6 +413,8 @@ pub async fn payments_after(
 #[diesel(table_name = payments)]
 #[diesel(primary_key(payment_id))]
 #[diesel(treat_none_as_null = true)]
+// NULL rather than DEFAULT, with which diesel would prepare every insert anew.
+#[diesel(treat_none_as_default_value = false)]
 #[diesel(check_for_backend(diesel::pg::Pg))]
 pub(crate) struct PaymentRow {
     pub(crate) payment_id: Uuid,
@@ -432,6 +438,7 @@ pub(crate) struct PaymentRow {
 /// The work that is left, but for when it is due.
 #[derive(Debug, Queryable, Selectable, Insertable)]
 #[diesel(table_name = payments)]
+#[diesel(treat_none_as_default_value = false)]
 #[diesel(check_for_backend(diesel::pg::Pg))]
 struct WorkRow {
     tries: i32,
