@@ -128,7 +128,7 @@ async fn a_refused_event_aborts_the_transaction_with_its_change() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ids_are_in_the_order_of_the_slice() {
     let (database, mut conn) = database().await;
-    append(&mut conn, &[]).await.expect("nothing to do");
+    append(&conn, &[]).await.expect("nothing to do");
     // More than one statement holds.
     let messages: Vec<Message> = (1..=10_000).map(message).collect();
     conn.transaction(async |conn| append(conn, &messages).await)
@@ -156,7 +156,7 @@ async fn a_connection_without_async_appends_as_well() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_input_is_refused() {
-    let (database, mut conn) = database().await;
+    let (database, conn) = database().await;
     let bad = |change: fn(&mut Message)| {
         let mut message = message(1);
         change(&mut message);
@@ -176,7 +176,7 @@ async fn bad_input_is_refused() {
             "outbox_metadata_check",
         ),
     ] {
-        match append(&mut conn, &[message]).await {
+        match append(&conn, &[message]).await {
             Err(Error::DatabaseError(DatabaseErrorKind::CheckViolation, information)) => {
                 assert_eq!(information.constraint_name(), Some(constraint));
             }
@@ -219,7 +219,7 @@ async fn what_a_message_says_is_in_its_row() {
             .metadata("region", "eu"),
         Message::tombstone("test", "k", 3, "test.deleted").content_type("text/plain"),
     ];
-    append(&mut conn, &messages).await.expect("appended");
+    append(&conn, &messages).await.expect("appended");
     let rows: Vec<Stored> = diesel::sql_query(
         "SELECT content_type, payload, metadata,
                 concat_ws(' ', source, topic, data_schema, correlation_id, causation_id, traceparent, tracestate) AS others

@@ -397,7 +397,7 @@ async fn a_stale_change_is_refused() {
         traceparent: None,
         tracestate: None,
     };
-    let saved = store::save(&mut conn, &change, &cause).await;
+    let saved = store::save(&conn, &change, &cause).await;
     assert!(matches!(saved, Err(StoreError::Conflict(_))), "{saved:?}");
     service.stop().await;
 }
