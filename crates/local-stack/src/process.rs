@@ -19,6 +19,8 @@ const LISTEN_LIMIT: Duration = Duration::from_secs(60);
 const READY_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 const RUN_LIMIT: Duration = Duration::from_secs(600);
+/// Characters of the name of a log.
+const MAX_LOG_NAME: usize = 50;
 const HTTP_LIMIT: Duration = Duration::from_secs(3);
 
 /// How to start a process.
@@ -97,9 +99,13 @@ impl Builder {
     /// Starts a command that ends by itself.
     pub fn command(&self) -> Result<Child> {
         let name = self.command_name();
-        let file = name
+        // As much of it as may be the name of a file.
+        let file: String = name
             .replacen(&self.binary, &self.instance, 1)
-            .replace([' ', '/'], "-");
+            .replace([' ', '/'], "-")
+            .chars()
+            .take(MAX_LOG_NAME)
+            .collect();
         let log = self.folder.join(format!("{file}.log"));
         self.launch(name, log)?.spawn()
     }

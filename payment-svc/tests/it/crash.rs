@@ -104,6 +104,7 @@ async fn killed_while_charging_what_was_ordered() {
     let method = client(&process).method(order.user, cards::VISA).await;
     process.stop().await.expect("stopped");
     stage.publish_placed(&order, Some(&method)).await;
+    stage.publish_reserved(&order, 2).await;
     for point in [
         points::ORDERS_BEFORE_COMMIT,
         points::AFTER_CREATE,
@@ -118,7 +119,7 @@ async fn killed_while_charging_what_was_ordered() {
 
     // Cancelled then: the refund is begun by the event, and outlives its process too.
     next.stop().await.expect("stopped");
-    stage.publish_cancelled(&order, 2).await;
+    stage.publish_cancelled(&order, 3).await;
     for point in [points::ORDERS_BEFORE_COMMIT, points::AFTER_REFUND] {
         let mut killed = start(&stage, "killed", Some(point)).await;
         dies(&mut killed, point).await;

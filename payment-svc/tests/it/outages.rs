@@ -30,6 +30,7 @@ async fn the_provider_is_killed_and_frozen() {
         }
         for (order, method) in &orders {
             stage.publish_placed(order, Some(method)).await;
+            stage.publish_reserved(order, 2).await;
         }
         // Somebody pays by himself: pending, and no error.
         let (order, method) = &orders[0];
@@ -150,15 +151,12 @@ async fn what_is_pending_shows() {
     let order = stage.known_order().await;
     let method = replica.client.method(order.user, cards::VISA).await;
     stage.sandbox.kill().expect("killed");
-    stage
-        .publish_placed(
-            &Order {
-                id: uuid::Uuid::new_v4(),
-                ..order
-            },
-            Some(&method),
-        )
-        .await;
+    let other = Order {
+        id: uuid::Uuid::new_v4(),
+        ..order
+    };
+    stage.publish_placed(&other, Some(&method)).await;
+    stage.publish_reserved(&other, 2).await;
     let shows = async |what: &'static str, holds: fn(&str) -> bool| {
         wait::until(what, LIMIT, || async {
             let (_, metrics) = http_get(replica.admin, "/metrics").await?;
@@ -191,6 +189,7 @@ async fn stopping_does_not_wait_for_the_provider() {
     let method = replica.client.method(order.user, cards::VISA).await;
     stage.sandbox.pause().expect("frozen");
     stage.publish_placed(&order, Some(&method)).await;
+    stage.publish_reserved(&order, 2).await;
     let tried = "SELECT delays > 0 FROM payments WHERE order_id = $1";
     stage.until("it was tried", tried, order.id).await;
     let begun = std::time::Instant::now();
