@@ -12,7 +12,7 @@ use contracts::shop::payment::events::v1::FailureReason;
 use contracts::shop::payment::v1::{Payment, PaymentFailure, PaymentStatus};
 use contracts::shop::user::v1::User;
 use contracts::wire::timestamp;
-use local_stack::shop::{Addresses, SERVICES};
+use local_stack::shop::{Addresses, Events, SERVICES};
 use serde::Deserialize;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
@@ -250,18 +250,23 @@ impl Databases {
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
-    /// The events of a kind; all, or those about one order, whose id is the correlation id.
+    /// The events of a kind; all, or those about one order, whose id is the correlation id. Those that are not stored are in the outbox
+    /// alone.
     pub(crate) async fn events(
         &self,
         database: &str,
-        entity_type: &str,
+        kind: Events,
         order_id: Option<Uuid>,
     ) -> Result<Vec<EventRow>> {
+        if !kind.stored {
+            let rows = self.outbox(database, kind.entity_type, order_id).await?;
+            return Ok(rows.into_iter().map(|row| row.event).collect());
+        }
         let sql = "SELECT entity_type, entity_id, version, event_id, event_type, schema_version, payload, \
                           correlation_id, traceparent \
                    FROM events WHERE entity_type = $1 AND ($2::uuid IS NULL OR correlation_id = $2) \
                    ORDER BY occurred_at, entity_id, version";
-        let rows = self.query(database, sql, &[&entity_type, &order_id]).await?;
+        let rows = self.query(database, sql, &[&kind.entity_type, &order_id]).await?;
         Ok(rows.iter().map(|row| event(row, 0)).collect())
     }
 

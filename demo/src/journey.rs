@@ -48,10 +48,7 @@ pub(crate) async fn show(options: Options) -> Result<()> {
         let mut outbox = databases
             .outbox(database, kind.entity_type, Some(options.id))
             .await?;
-        for event in databases
-            .events(database, kind.entity_type, Some(options.id))
-            .await?
-        {
+        for event in databases.events(database, kind, Some(options.id)).await? {
             let row = outbox.iter().position(|row| row.event.event_id == event.event_id);
             let row = row.map(|index| outbox.swap_remove(index));
             let is_of = |record: &&Record| {

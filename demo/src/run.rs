@@ -141,15 +141,10 @@ async fn read_everything(
     let records = blocking(move || topics.read()).await?;
     let mut sources = Vec::new();
     for ((database, kind), records) in events().into_iter().zip(records) {
-        let outbox = databases.outbox(database, kind.entity_type, None).await?;
         sources.push(Source {
             topic: kind.topic,
-            events: match kind.stored {
-                true => databases.events(database, kind.entity_type, None).await?,
-                // There is no other place where they are.
-                false => outbox.iter().map(|row| row.event.clone()).collect(),
-            },
-            outbox,
+            events: databases.events(database, kind, None).await?,
+            outbox: databases.outbox(database, kind.entity_type, None).await?,
             records,
         });
     }
